@@ -1,0 +1,1 @@
+"""Images, labels, groups, feature shards, scores and submissions: everything but neural networks."""
