@@ -1,0 +1,1 @@
+"""One file per data set: its own tables and folders in, a manifest out."""

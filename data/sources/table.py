@@ -1,0 +1,147 @@
+"""Any CSV with one row per image: its columns are named by options, or carry the manifest's own names.
+
+    python scripts/prepare.py table --table chest/metadata.csv --images chest --classes auto --min_positives 20 \\
+        --out runs/chest/manifest.csv
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from data.errors import InputError
+from data.groups import group_images
+from data.labels import parse_label, parse_labels
+from data.manifest import MANIFEST_COLUMNS, Manifest, check_manifest
+from data.splits import split_patients
+from data.tables import read_table
+from data.views import VIEWS
+
+log = logging.getLogger(__name__)
+
+
+def read(
+    table: Path,
+    images: Path,
+    classes: Sequence[str] | Literal["auto"],
+    image_id: str = "image_id",
+    study_id: str = "study_id",
+    patient_id: str = "patient_id",
+    view: str | None = "view",
+    path: str = "path",
+    split: str | None = None,
+    source: str = "source",
+    view_map: Mapping[str, str] | None = None,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    min_positives: int = 0,
+    study_labels: Literal["same", "any"] = "same",
+) -> Manifest:
+    """Read a table as a manifest. Labels are 1, 0, a fraction, or empty for unknown.
+
+    Args:
+        table: CSV file, one row per image.
+        images: Folder that the paths are relative to.
+        classes: Label columns, or "auto": every column without another use whose values are all labels.
+        image_id: Column of the image's id.
+        study_id: Column of the study's id; may be the image's column, where every image is its own study.
+        patient_id: Column of the patient's id.
+        view: Column of the view, or null where views are unknown.
+        path: Column of the image's path below `images`.
+        split: Column of train, val or test; null: split by patient here.
+        source: Column of the source, or, where there is no such column, the same text for every row.
+        view_map: Text in the view column -> view, for texts that are not a view's name; an empty one is UNKNOWN.
+        val_fraction: Part that validates, where the split is made here; in (0, 1).
+        test_fraction: Part that tests, likewise.
+        seed: Of that split.
+        min_positives: Classes with fewer images of label 1 are left out.
+        study_labels: "same": the images of a study must carry the same labels. "any": they differ because single
+            images were labelled; each image of a study then gets the study's label, the largest known one.
+
+    Raises:
+        InputError: A missing column, a bad value, or whatever `check_manifest` and `group_images` refuse.
+    """
+    table, images, where = Path(table), Path(images), str(table)
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder; --images wants the folder that the paths are relative to")
+    used = [image_id, study_id, patient_id, path] + [name for name in (view, split) if name is not None]
+    frame = read_table(table, required=[*used, *([] if classes == "auto" else classes)])
+    names = _label_columns(frame, {*used, source}, where) if classes == "auto" else tuple(classes)
+    columns = {
+        "image_id": frame[image_id],
+        "study_id": frame[study_id],
+        "patient_id": frame[patient_id],
+        "view": "UNKNOWN" if view is None else _views(frame[view], view_map or {}, where),
+        "path": frame[path],
+        "split": "train" if split is None else frame[split],
+        "source": frame[source] if source in frame else source,
+    }
+    rows = pd.DataFrame(columns, dtype="str")[list(MANIFEST_COLUMNS)]
+    manifest = Manifest(rows, parse_labels(frame, names, where), names, images)
+    check_manifest(manifest, where)
+    manifest = _agree_within_studies(_frequent_classes(manifest, min_positives, where), study_labels)
+    if split is None:
+        manifest = _split(manifest, val_fraction, test_fraction, seed)
+    return manifest
+
+
+def _label_columns(frame: pd.DataFrame, used: set[str], where: str) -> tuple[str, ...]:
+    """Columns whose values are all labels, with at least one known."""
+    names = []
+    for name in frame.columns:
+        texts = set(frame[name].unique())
+        if name not in used | set(MANIFEST_COLUMNS) and texts != {""} and None not in map(parse_label, texts):
+            names.append(name)
+    if not names:
+        raise InputError(f"{where}: no column holds only 0, 1, fractions and empty fields; name the classes")
+    log.warning("classes found: %s", ", ".join(names))
+    return tuple(names)
+
+
+def _views(column: pd.Series, view_map: Mapping[str, str], where: str) -> pd.Series:
+    for text, view in view_map.items():
+        if view not in VIEWS:
+            raise InputError(f"view_map: '{text}={view}': the view must be one of {', '.join(VIEWS)}")
+    known = {"": "UNKNOWN", **{view: view for view in VIEWS}, **view_map}
+    bad = ~column.isin(list(known))
+    if bad.any():
+        row, text = int(np.argmax(bad)), column[bad].iat[0]
+        raise InputError(
+            f"{where}, row {row + 2}, column '{column.name}': '{text}' is not a view;"
+            f" say what it is: --view_map '{text}=PA'"
+        )
+    return column.map(known)
+
+
+def _frequent_classes(manifest: Manifest, min_positives: int, where: str) -> Manifest:
+    positives = (manifest.labels == 1).sum(axis=0)
+    keep = positives >= min_positives
+    dropped = [f"{name} ({n})" for name, n, kept in zip(manifest.classes, positives, keep, strict=True) if not kept]
+    if not dropped:
+        return manifest
+    log.warning("classes with fewer than %d positives, left out: %s", min_positives, ", ".join(dropped))
+    if not keep.any():
+        raise InputError(f"{where}: no class has {min_positives} positives, the most is {positives.max()}")
+    classes = tuple(name for name, kept in zip(manifest.classes, keep, strict=True) if kept)
+    return Manifest(manifest.images, manifest.labels[:, keep], classes, manifest.root)
+
+
+def _agree_within_studies(manifest: Manifest, study_labels: Literal["same", "any"]) -> Manifest:
+    groups = group_images(manifest, "study", study_labels)
+    if study_labels == "same":
+        return manifest
+    log.warning("%d pairs of study and class had images that disagree; the largest label was taken", groups.conflicts)
+    labels = np.empty_like(manifest.labels)
+    labels[np.concatenate(groups.rows)] = np.repeat(groups.labels, [len(rows) for rows in groups.rows], axis=0)
+    return Manifest(manifest.images, labels, manifest.classes, manifest.root)
+
+
+def _split(manifest: Manifest, val_fraction: float, test_fraction: float, seed: int) -> Manifest:
+    fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+    splits = split_patients(manifest.images["patient_id"].tolist(), manifest.labels, fractions, seed)
+    images = manifest.images.assign(split=pd.array(splits.tolist(), dtype="str"))
+    return Manifest(images, manifest.labels, manifest.classes, manifest.root)
