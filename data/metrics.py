@@ -1,0 +1,246 @@
+"""Scores of ranked findings: exact average precision and AUROC, F1, calibration, over known labels only.
+
+Axes: **N** rows (images or groups), **C** classes.
+
+Every number here needs a hard label. A target above 0.5 counts as positive, any other known target as negative
+(soft labels are for losses; an exact 0.5 is negative), and NaN means unknown: the row is left out of that class.
+A class without a positive has no average precision. It is *absent*: NaN here, null in a report, and in no mean,
+because counting it as 0 or as 1 would move the macro average by 1/C for reasons that are not the model's.
+
+Tied scores are one step of the curve, so neither number depends on the order of the rows. Half-precision
+probabilities tie often (206 distinct float16 values lie in [0.9, 1]).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from data.errors import InputError
+
+POSITIVE_ABOVE = 0.5
+"""A label, and for F1 a probability, counts as positive above this value (torchmetrics has the same rule)."""
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """One entry per class; NaN where a number is not defined."""
+
+    ap: Float[np.ndarray, "C"]
+    auroc: Float[np.ndarray, "C"]
+    positives: Int[np.ndarray, "C"]
+    known: Int[np.ndarray, "C"]
+
+
+def hard_labels(targets: Float[np.ndarray, "*shape"]) -> tuple[Bool[np.ndarray, "*shape"], Bool[np.ndarray, "*shape"]]:
+    """Which targets are known, and which of them are positive (above 0.5).
+
+    Raises:
+        InputError: A target is neither NaN nor in [0, 1], such as CheXpert's -1 for "uncertain".
+    """
+    known = ~np.isnan(targets)
+    outside = known & ~((targets >= 0) & (targets <= 1))
+    if outside.any():
+        where = np.argwhere(outside)[0].tolist()
+        raise InputError(f"targets at {where}: wanted 0 to 1 or NaN for unknown, found {targets[tuple(where)]}")
+    return known, known & (targets > POSITIVE_ABOVE)
+
+
+def check_scores(scores: Float[np.ndarray, "*shape"]) -> None:
+    """Refuse NaN and infinite scores: a sort would rank them silently, first or last."""
+    if not np.isfinite(scores).all():
+        bad = np.argwhere(~np.isfinite(scores))
+        raise InputError(
+            f"scores at {bad[0].tolist()}: wanted finite numbers, found {scores[tuple(bad[0])]} ({len(bad)} such)"
+        )
+
+
+def average_precision(
+    scores: Float[np.ndarray, "N"], targets: Float[np.ndarray, "N"], weights: Float[np.ndarray, "N"] | None = None
+) -> float:
+    """Average precision, sum over thresholds of (R_k - R_{k-1}) * P_k, without interpolation.
+
+    Equal to `sklearn.metrics.average_precision_score`, ties included, but NaN for a class without positives.
+
+    Args:
+        weights: How often each row counts, >= 0.
+
+    Raises:
+        InputError: A score is not finite, or a known target lies outside [0, 1].
+    """
+    found, retrieved = _known_curve(scores, targets, weights)
+    return _area_under_precision(found, retrieved)
+
+
+def auroc(
+    scores: Float[np.ndarray, "N"], targets: Float[np.ndarray, "N"], weights: Float[np.ndarray, "N"] | None = None
+) -> float:
+    """Area under the ROC curve: P(a positive outranks a negative), ties counting half.
+
+    Equal to `sklearn.metrics.roc_auc_score`, but NaN where positives or negatives are missing.
+    Arguments and errors as in `average_precision`.
+    """
+    found, retrieved = _known_curve(scores, targets, weights)
+    return _area_under_roc(found, retrieved)
+
+
+def per_class(scores: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]) -> PerClass:
+    """Average precision and AUROC of each class from one sort; errors as in `average_precision`."""
+    known, positive = _checked(scores, targets)
+    curves = [_curve(*columns) for columns in _known_columns(scores, known, positive)]
+    return PerClass(
+        ap=np.array([_area_under_precision(*curve) for curve in curves]),
+        auroc=np.array([_area_under_roc(*curve) for curve in curves]),
+        positives=positive.sum(axis=0),
+        known=known.sum(axis=0),
+    )
+
+
+def f1_at_half(probabilities: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "C"]:
+    """F1 = 2 TP / (2 TP + FP + FN) per class, calling a probability above 0.5 positive; NaN for an absent class."""
+    known, positive = _checked(probabilities, targets)
+    called = known & (probabilities > POSITIVE_ABOVE)
+    hits, total = (called & positive).sum(axis=0), called.sum(axis=0) + positive.sum(axis=0)
+    return np.where(positive.any(axis=0), 2 * hits / np.maximum(total, 1), np.nan)
+
+
+def calibration_error(
+    probabilities: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]
+) -> Float[np.ndarray, "C"]:
+    """Expected calibration error of each class (Guo et al., arXiv 1706.04599, eq. 3) of the class's own probability.
+
+    15 bins of equal width over [0, 1], closed on the left (the last on both sides); the error is the mean over rows
+    of |mean probability - share of positives| of the row's bin. Equal to torchmetrics' `BinaryCalibrationError`
+    with `norm="l1"`, but for exact ones, which it puts into a bin of their own. NaN for a class without known labels.
+
+    Raises:
+        InputError: A probability lies outside [0, 1]; else as in `average_precision`.
+    """
+    known, positive = _checked(probabilities, targets)
+    if probabilities.size and (probabilities.min() < 0 or probabilities.max() > 1):
+        found = f"{probabilities.min():.6g} to {probabilities.max():.6g}"
+        raise InputError(f"calibration needs probabilities in [0, 1], found {found}; apply a sigmoid to logits first")
+    columns = _known_columns(probabilities, known, positive)
+    return np.array([_calibration_gap(scores, labels) for scores, labels in columns])
+
+
+def summary(
+    probabilities: Float[np.ndarray, "N C"],
+    targets: Float[np.ndarray, "N C"],
+    classes: Sequence[str],
+    groups: dict[str, str],
+) -> dict[str, Any]:
+    """All numbers of one evaluation, ready for JSON: an undefined one is None, never 0 or 1 or NaN.
+
+    Each mean is over the classes that have a positive, so that all of them speak of the same classes (`mAUROC`
+    needs a negative too). `absent` lists the others.
+
+    Args:
+        groups: "head", "medium" or "tail" for every class.
+
+    Raises:
+        InputError: A class without a group, probabilities outside [0, 1], or as in `average_precision`.
+    """
+    assert len(classes) == targets.shape[1], "one name per column"
+    for name in classes:
+        if name not in groups:
+            raise InputError(f"class {name!r} has no frequency group; wanted head, medium or tail")
+    scores = per_class(probabilities, targets)
+    f1, ece = f1_at_half(probabilities, targets), calibration_error(probabilities, targets)
+    present = scores.positives > 0
+    group_of = np.array([groups[name] for name in classes])
+    means = {"mAP": mean_defined(scores.ap), "mAUROC": mean_defined(scores.auroc)}
+    means |= {f"mAP_{group}": mean_defined(scores.ap[group_of == group]) for group in ("head", "medium", "tail")}
+    means |= {"F1": mean_defined(f1), "ECE": mean_defined(ece[present])}
+    return {
+        "rows": len(targets),
+        **{key: _or_none(value) for key, value in means.items()},
+        "absent": [name for name, seen in zip(classes, present, strict=True) if not seen],
+        "per_class": {
+            name: {
+                "group": groups[name],
+                "AP": _or_none(scores.ap[c]),
+                "AUROC": _or_none(scores.auroc[c]),
+                "F1": _or_none(f1[c]),
+                "ECE": _or_none(ece[c]),
+                "positives": int(scores.positives[c]),
+                "known": int(scores.known[c]),
+            }
+            for c, name in enumerate(classes)
+        },
+    }
+
+
+def mean_defined(values: Float[np.ndarray, "C"]) -> float:
+    """Mean of the entries that are not NaN; NaN (without a warning) when there is none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def _checked(
+    scores: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]
+) -> tuple[Bool[np.ndarray, "N C"], Bool[np.ndarray, "N C"]]:
+    check_scores(scores)
+    return hard_labels(targets)
+
+
+def _known_columns(scores: np.ndarray, known: np.ndarray, positive: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per class: the scores and labels of its known rows."""
+    return [(scores[known[:, c], c], positive[known[:, c], c]) for c in range(scores.shape[1])]
+
+
+def _known_curve(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    check_scores(scores)
+    known, positive = hard_labels(targets)
+    if weights is not None:
+        assert np.isfinite(weights).all(), "weights are finite"
+        assert (weights >= 0).all(), "weights are not negative"
+        weights = weights[known]
+    return _curve(scores[known], positive[known], weights)
+
+
+def _curve(
+    scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positives found and rows retrieved (weighted) down to the end of each run of equal scores, best score first."""
+    order = np.argsort(scores)[::-1]
+    scores, positive = scores[order], positive[order]
+    ends = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1) if len(scores) else np.arange(0)
+    if weights is None:
+        return np.cumsum(positive)[ends].astype(np.float64), ends + 1.0
+    weights = weights[order].astype(np.float64)
+    return np.cumsum(weights * positive)[ends], np.cumsum(weights)[ends]
+
+
+def _area_under_precision(found: np.ndarray, retrieved: np.ndarray) -> float:
+    if not len(found) or found[-1] == 0:
+        return float("nan")
+    gained = np.diff(found, prepend=0)
+    precision = np.divide(found, retrieved, out=np.zeros_like(found), where=retrieved > 0)  # leading rows of weight 0
+    return float((gained * precision).sum() / found[-1])
+
+
+def _area_under_roc(found: np.ndarray, retrieved: np.ndarray) -> float:
+    missed = retrieved - found  # negatives retrieved: the false positives
+    if not len(found) or found[-1] == 0 or missed[-1] == 0:
+        return float("nan")
+    gained = np.diff(found, prepend=0)
+    below = np.diff(missed, prepend=0)
+    return float((below * (found - gained / 2)).sum() / (found[-1] * missed[-1]))
+
+
+def _calibration_gap(probabilities: np.ndarray, positive: np.ndarray) -> float:
+    if not len(probabilities):
+        return float("nan")
+    probabilities = probabilities.astype(np.float64)
+    bins = np.minimum((probabilities * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    surplus = np.bincount(bins, weights=probabilities - positive, minlength=CALIBRATION_BINS)
+    return float(np.abs(surplus).sum() / len(probabilities))
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
