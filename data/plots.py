@@ -1,0 +1,51 @@
+"""Pictures of a run that need no viewer: curves and what the network sees."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from data.manifest import Manifest
+from data.runs import read_metrics
+
+BLUE, ORANGE, GREY = "#1f5f99", "#d1651a", "#888888"
+matplotlib.rcParams |= {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def plot_progress(stage_dir: Path) -> None:
+    """Draw ``progress.png`` from ``metrics.jsonl``: training loss and validation mAP over epochs."""
+    rows = read_metrics(stage_dir)
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [row["train_loss"] for row in rows], color=BLUE, marker="o", markersize=3)
+    left.set(xlabel="epoch", ylabel="training loss")
+    for key, label, color in (("mAP", "mAP", ORANGE), ("mAUROC", "mAUROC", GREY)):
+        right.plot(epochs, [row[key] for row in rows], color=color, marker="o", markersize=3, label=label)
+    best = int(np.nanargmax([np.nan if row["mAP"] is None else row["mAP"] for row in rows]))
+    right.annotate(f"{rows[best]['mAP']:.3f}", (epochs[best], rows[best]["mAP"]), (0, 6), textcoords="offset points")
+    right.set(xlabel="epoch", ylabel="validation", ylim=(0, 1))
+    right.legend(frameon=False)
+    temporary = stage_dir / ".tmp-progress.png"
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(stage_dir / "progress.png")
+
+
+def plot_batch(pixels: Float[Tensor, "B c S S"], images: Manifest, path: Path) -> None:
+    """Draw up to 16 network inputs of a batch, with view and positive classes: what the network sees."""
+    count = min(16, len(pixels))
+    figure = Figure(figsize=(11, 3.1 * -(-count // 4)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(-(-count // 4), 4, squeeze=False)).flatten()
+    for place, axis in enumerate(axes):
+        axis.axis("off")
+        if place >= count:
+            continue
+        axis.imshow(pixels[place, 0].cpu().numpy(), cmap="gray")
+        positive = [name for name, y in zip(images.classes, images.labels[place], strict=True) if y > 0.5]
+        title = ", ".join(positive) or "none"
+        axis.set_title(f"{images.images['view'].iat[place]}: {title[:44]}", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)

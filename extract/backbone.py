@@ -1,0 +1,90 @@
+"""Any timm backbone as one thing: images in, feature maps out. B images, D features, H W size of the map."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from data.errors import InputError
+from extract.heads import HeadConfig, build_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """timm model that turns an image into a feature map."""
+
+    name: str = "convnext_small.fb_in22k_ft_in1k_384"
+    """timm model name."""
+
+    pretrained: bool | Path = False
+    """False: random weights. True: timm's own, from the hub. A path: a .safetensors file of this timm model."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `timm.create_model`, such as drop_path_rate or img_size."""
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier, with its own final norm, as a map of tokens.
+
+    The map comes from timm's ``forward`` with ``num_classes=0, global_pool=""``, which applies a model's final norm
+    (``forward_features`` leaves it out for ConvNeXt: the map's standard deviation is then 0.79 instead of 1.00).
+    Vision transformers' class and register tokens are dropped and their patches laid out as a map.
+    """
+
+    def __init__(self, config: BackboneConfig, channels: int) -> None:
+        super().__init__()
+        overlay = {}
+        if isinstance(config.pretrained, Path):
+            if config.pretrained.suffix != ".safetensors" or not config.pretrained.is_file():
+                raise InputError(f"backbone.pretrained: {config.pretrained} is not a .safetensors file")
+            overlay = {"pretrained_cfg_overlay": {"file": str(config.pretrained)}}
+        try:
+            self.model = timm.create_model(
+                config.name,
+                pretrained=bool(config.pretrained),
+                num_classes=0,
+                global_pool="",
+                in_chans=channels,
+                **overlay,
+                **config.arguments,
+            )
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"backbone {config.name!r}: {' '.join(str(error).split())[:300]}") from None
+        self.dim: int = self.model.num_features
+        self.num_prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
+
+    def forward(self, images: Float[Tensor, "B c h w"]) -> Float[Tensor, "B H W D"]:
+        """Feature maps, channels last."""
+        x = self.model(images)
+        if x.ndim == 3:  # tokens of a vision transformer
+            x = x[:, self.num_prefix_tokens :]
+            side = round(x.shape[1] ** 0.5)
+            return x.unflatten(1, (side, -1))
+        return x if x.shape[-1] == self.dim else x.permute(0, 2, 3, 1)
+
+
+class ImageClassifier(nn.Module):
+    """Stage one's model: a backbone and a head over its map, one image at a time."""
+
+    def __init__(self, backbone: BackboneConfig, head: HeadConfig, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone, channels)
+        self.head = build_head(head, self.backbone.dim, num_classes)
+
+    def forward(self, images: Float[Tensor, "B c h w"]) -> Float[Tensor, "B C"]:
+        """Logits."""
+        return self.head(self.backbone(images).flatten(1, 2))
+
+
+def map_shape(backbone: Backbone, channels: int, size: int) -> tuple[int, int, int]:
+    """(H, W, D) of the map of a `size` x `size` image."""
+    was_training = backbone.training
+    device = next(backbone.parameters()).device
+    with torch.inference_mode():
+        H, W, D = backbone.eval()(torch.zeros(1, channels, size, size, device=device)).shape[1:]
+    backbone.train(was_training)
+    return H, W, D

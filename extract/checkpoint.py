@@ -1,0 +1,161 @@
+"""Folders of weights and state that are either complete or absent, and never hold a pickle.
+
+A stage folder has three: ``best/`` (the model folder), ``last/`` and ``previous/`` (model and resume state). A save
+writes ``.tmp-last/``, flushes it, writes ``digests.json`` last, renames ``last/`` to ``previous/`` and the temporary
+folder to ``last/``. Whatever the moment of a crash, ``last/`` or ``previous/`` is whole.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from data.errors import InputError
+from data.files import sha256_file, sync_folder
+
+Content = Mapping[str, Tensor] | dict[str, Any] | str
+
+
+def save_folder(folder: Path, files: dict[str, Content], keep: Path | None = None) -> None:
+    """Write a folder atomically: tensors as safetensors, dictionaries as JSON, text as it is.
+
+    Args:
+        folder: Final name. What was there is renamed to `keep`, or deleted once the new folder is in place.
+        files: File name to content; the suffix must fit.
+        keep: Where the former folder goes, replacing what `keep` held.
+    """
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, content in files.items():
+        _write(temporary / name, content)
+    digests = {name: sha256_file(temporary / name) for name in sorted(files)}
+    _write(temporary / "digests.json", digests)
+    sync_folder(temporary)
+    outgoing = keep if keep is not None else folder.with_name(f".old-{folder.name}")
+    if folder.exists():
+        shutil.rmtree(outgoing, ignore_errors=True)
+        os.rename(folder, outgoing)
+    os.rename(temporary, folder)
+    sync_folder(folder.parent)
+    if keep is None:
+        shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def _write(path: Path, content: Content) -> None:
+    if isinstance(content, str):
+        data = content.encode()
+    elif path.suffix == ".safetensors":
+        data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()})
+    else:
+        data = json.dumps(content, indent=1, sort_keys=True).encode()
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_folder(folder: Path) -> None:
+    """Compare every file of a saved folder with ``digests.json``.
+
+    Raises:
+        InputError: names the file and what is wrong with it.
+    """
+    digests_path = folder / "digests.json"
+    if not digests_path.is_file():
+        raise InputError(f"{folder}: not a complete model or checkpoint folder (digests.json is missing)")
+    try:
+        digests = json.loads(digests_path.read_text())
+    except ValueError:
+        raise InputError(f"{digests_path}: damaged, not readable as JSON") from None
+    for name, wanted in digests.items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing, although digests.json lists it")
+        found = sha256_file(folder / name)
+        if found != wanted:
+            raise InputError(f"{folder / name}: damaged (SHA-256 {found[:12]}, digests.json says {str(wanted)[:12]})")
+
+
+def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Read a safetensors file; never a pickle.
+
+    Raises:
+        InputError: not a safetensors file, or a damaged one.
+    """
+    try:
+        return safetensors.torch.load_file(path, device=device)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not readable as safetensors ({error})") from None
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a checked folder."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        InputError: names the first missing, unexpected or differently shaped key.
+    """
+    own = model.state_dict()
+    for key in own:
+        if key not in tensors:
+            raise InputError(f"{where}: weight {key!r} is missing; was it made with another configuration?")
+        if own[key].shape != tensors[key].shape:
+            wanted, found = tuple(own[key].shape), tuple(tensors[key].shape)
+            raise InputError(f"{where}: weight {key!r} has shape {found}, the configured model wants {wanted}")
+    unexpected = [key for key in tensors if key not in own]
+    if unexpected:
+        raise InputError(f"{where}: unexpected weight {unexpected[0]!r} ({len(unexpected)} in all)")
+    model.load_state_dict(dict(tensors), strict=True)
+
+
+def newest_checkpoint(stage_dir: Path) -> Path | None:
+    """The newest undamaged resume folder: ``last/``, else, with a warning, ``previous/``, else None."""
+    problems = []
+    for name in ("last", "previous"):
+        folder = stage_dir / name
+        if not folder.exists():
+            continue
+        try:
+            check_folder(folder)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warnings.warn(f"{problems[0]}; going on from {folder} instead", stacklevel=2)
+        return folder
+    if problems:
+        raise InputError(f"{'; '.join(problems)}; delete {stage_dir} to start anew")
+    return None
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state under the parameters' names: ``exp_avg/head.weight`` and so on."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{kind}/{names[parameter]}": value
+        for parameter, state in optimizer.state.items()
+        for kind, value in state.items()
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took, strictly."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        kind, name = key.split("/", 1)
+        if name not in parameters:
+            raise InputError(f"optimizer.safetensors: state for {name!r}, which the model does not have")
+        place = parameters[name].device if kind != "step" else "cpu"
+        optimizer.state[parameters[name]][kind] = value.to(place)

@@ -1,0 +1,97 @@
+"""Every choice of stage one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data.transforms import Augmentation, Preprocessing
+from extract.backbone import BackboneConfig
+from extract.engine import OptimizerConfig
+from extract.heads import HeadConfig
+from extract.losses import LossConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Feature shards."""
+
+    shard_megabytes: int = 256
+    """Size of a shard, at most; whole images only."""
+
+    batch_size: int = 64
+    """Images per forward pass and process while caching."""
+
+    def __post_init__(self) -> None:
+        if min(self.shard_megabytes, self.batch_size) < 1:
+            raise ValueError("cache.shard_megabytes and cache.batch_size must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Stage one: train a backbone on single images, then cache the feature maps of all images as WebDataset shards.
+
+    Without arguments it runs the embedded default: the chest phantom, built on the spot, into runs/demo.
+    """
+
+    run_dir: Path = Path("runs/demo")
+    """Run folder, shared by both stages; holds manifest.csv (made by scripts/prepare.py) and receives stage_one/ and
+    cache/."""
+
+    seed: int = 0
+    """Decides weights, order, augmentation and dropout."""
+
+    epochs: int = 14
+    """Passes over the training images."""
+
+    batch_size: int = 32
+    """Images per optimizer step, over all processes together."""
+
+    micro_batch_size: int = 0
+    """Largest number of images per forward pass and process, to bound memory; 0: no limit. Gradients add up exactly."""
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast type of the forward pass."""
+
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is validated and cached; 0:
+    off."""
+
+    num_workers: int = 2
+    """Image-decoding workers per process; 0 decodes in the training process. Changes no result."""
+
+    max_rejected: float = 0.01
+    """Share of unreadable images above which the run stops; fewer are listed in rejected.csv and left out."""
+
+    image: Preprocessing = field(default_factory=lambda: Preprocessing(size=128))
+    """From file to network input."""
+
+    augmentation: Augmentation = field(
+        default_factory=lambda: Augmentation(rotate=5, translate=0.05, scale=0.1, brightness=0.1, contrast=0.2)
+    )
+    """Random changes to training images."""
+
+    backbone: BackboneConfig = field(
+        default_factory=lambda: BackboneConfig(
+            name="resnet18", arguments={"channels": [32, 64, 128, 256], "output_stride": 16}
+        )
+    )
+    """Network that makes the feature map."""
+
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(width=192, num_heads=6))
+    """Classifier over the map, for training and as the single-image baseline."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Training loss."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer and schedule."""
+
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Feature shards."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")

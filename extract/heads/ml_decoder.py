@@ -1,0 +1,85 @@
+"""ML-Decoder: one query per class looks at the tokens.
+
+B samples, T tokens, D features, W width, Q queries, C classes.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of fixed queries over tokens, written on `scaled_dot_product_attention`."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"head.num_heads={num_heads} does not divide head.width={width}")
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, queries: Float[Tensor, "Q W"], tokens: Float[Tensor, "B T W"]) -> Float[Tensor, "B Q W"]:
+        """What each query gathers from each sample's tokens."""
+        B, _, W = tokens.shape
+        q = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(0, 1).expand(B, -1, -1, -1)
+        k, v = self.key_value(tokens).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        gathered = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.out(gathered.transpose(1, 2).reshape(B, -1, W))
+
+
+class MLDecoder(nn.Module):
+    """ML-Decoder classification head (Ridnik et al., arXiv 2111.12933), for any number of classes.
+
+    Self-attention between queries is left out and the queries stay as drawn, as in the paper's fixed-query form; the
+    published code fails on torch >= 2.1 and ignores its padding mask. Here there is nothing to mask: tokens are
+    real ones only. With `num_queries` below C, a query serves ``ceil(C / Q)`` classes (the paper's group
+    decoding).
+
+    Args:
+        dim: Features D of the tokens.
+        width: Features W inside the decoder; the feed-forward layer has 2048 (768 -> 2048 as published) or 8/3 W.
+        num_queries: Q, by default one per class up to 100.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        width: int = 768,
+        num_heads: int = 8,
+        dropout: float = 0.1,
+        num_queries: int | None = None,
+    ) -> None:
+        super().__init__()
+        num_queries = min(num_classes, num_queries or 100)
+        per_query = -(-num_classes // num_queries)
+        hidden = 8 * width // 3  # 2048 at the published width of 768
+        self.num_classes = num_classes
+        self.embed = nn.Linear(dim, width)
+        self.queries = nn.Parameter(torch.randn(num_queries, width), requires_grad=False)
+        self.norm_queries, self.norm_gathered, self.norm_out = (nn.LayerNorm(width) for _ in range(3))
+        self.attention = CrossAttention(width, num_heads, dropout)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.class_weight = nn.Parameter(torch.empty(num_queries, width, per_query))
+        self.class_bias = nn.Parameter(torch.zeros(num_classes))
+        nn.init.xavier_normal_(self.class_weight)
+
+    def embed_tokens(self, tokens: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows W"]:
+        """Tokens as the queries see them; apart, so that packed tokens are embedded in one call."""
+        return F.relu(self.embed(tokens))
+
+    def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B C"]:
+        """Logits."""
+        queries = self.norm_queries(2 * self.queries)  # the residual of the self-attention left out: q + q
+        gathered = self.attention(queries, self.embed_tokens(tokens))
+        x = self.norm_gathered(queries + self.dropout(gathered))
+        x = self.norm_out(x + self.dropout(self.feed_forward(x)))
+        logits = torch.einsum("bqw,qwc->bqc", x, self.class_weight).flatten(1)
+        return logits[:, : self.num_classes] + self.class_bias

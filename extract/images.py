@@ -1,0 +1,61 @@
+"""Images of a manifest, decoded and preprocessed in workers, in an order that the caller decides."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.images import read_image
+from data.manifest import Manifest
+from data.order import derive_seed
+from data.transforms import Augmentation, Preprocessing
+
+Request = tuple[int, int]
+"""A manifest row and the seed of its augmentation; the seed is ignored where nothing is augmented."""
+
+
+class ImageDataset(Dataset):
+    """Row number and seed in, network input out. An image that cannot be read raises `ImageError`, naming it."""
+
+    def __init__(self, manifest: Manifest, image: Preprocessing, augmentation: Augmentation | None = None) -> None:
+        self.manifest, self.image, self.augmentation = manifest, image, augmentation
+
+    def __getitem__(self, request: Request) -> Tensor:
+        row, seed = request
+        resized = self.image.resized(read_image(self.manifest.image_path(row), at_least=self.image.size))
+        if self.augmentation is not None:
+            resized = self.augmentation(resized, seed)
+        return self.image.normalised(resized)
+
+
+def load_batches(dataset: ImageDataset, batches: Iterable[list[Request]], num_workers: int) -> Iterator[Tensor]:
+    """Stacks of images for lists of requests, in order, read ahead by `num_workers` processes.
+
+    The loader gets its generator from us, so that it leaves torch's global random state alone.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=list(batches),
+        num_workers=num_workers,
+        collate_fn=torch.stack,
+        generator=torch.Generator().manual_seed(0),
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread if num_workers else None,
+    )
+    return iter(loader)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)  # workers decode; the training process needs the cores
+
+
+def plain_requests(rows: np.ndarray, batch_size: int) -> list[list[Request]]:
+    """Rows in order, in batches, nothing augmented."""
+    return [[(int(row), 0) for row in rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
+
+
+def augmented_requests(rows: np.ndarray, seed: int, epoch: int) -> list[Request]:
+    """Rows with their augmentation seeds of this epoch."""
+    return [(int(row), derive_seed("augment", seed, epoch, int(row))) for row in rows]

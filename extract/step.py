@@ -1,0 +1,80 @@
+"""One optimizer step over any number of sub-batches, the same on one process as on many."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from data.order import derive_seed
+from extract.engine import OptimizerConfig, average_buffers, learning_rate, set_learning_rate
+from extract.resume import Progress, TrainingState
+
+MAX_SKIPPED_IN_A_ROW = 5
+
+
+class NonFiniteGuard:
+    """Skips a step whose gradients are not finite, on all processes alike, and stops a run that goes on like that."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+
+    def skip(self, norm: Tensor, names: list[str], progress: Progress) -> bool:
+        """Whether to leave this step out.
+
+        Raises:
+            InputError: several steps in a row were not finite; names the first images or groups of the last one.
+        """
+        if torch.isfinite(norm):
+            self.in_a_row = 0
+            return False
+        self.in_a_row += 1
+        progress.skipped_steps += 1
+        if self.in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise InputError(
+                f"gradients were not finite in {self.in_a_row} steps in a row (last step: {', '.join(names[:5])}); "
+                "lower optimizer.lr, use mixed_precision bf16 or no, or look at these inputs"
+            )
+        return True
+
+
+def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed torch's generator for one step: dropout becomes a function of (seed, epoch, step, process)."""
+    torch.manual_seed(derive_seed("step", seed, epoch, step, rank) % 2**32)
+
+
+def take_step(
+    state: TrainingState,
+    sub_losses: list[Callable[[], Tensor]],
+    config: OptimizerConfig,
+    total_step: int,
+    total_steps: int,
+    guard: NonFiniteGuard,
+    names: list[str],
+) -> None:
+    """Add up the gradients of all sub-batches, clip, and step.
+
+    Args:
+        sub_losses: Each runs one forward pass and returns its sum of losses divided by the number of known labels
+            in the whole global batch, so that the sum over sub-batches and processes is the mean over that batch.
+        names: Images or groups of the global batch, for an error message.
+    """
+    accelerator, num_processes = state.accelerator, state.accelerator.num_processes
+    set_learning_rate(state.optimizer, learning_rate(total_step, total_steps, config))
+    step_loss = torch.zeros((), device=accelerator.device)
+    for position, sub_loss in enumerate(sub_losses):
+        last = position == len(sub_losses) - 1
+        with nullcontext() if last else accelerator.no_sync(state.model):
+            loss = sub_loss() * num_processes  # gradients are averaged over processes where their sum is wanted
+            accelerator.backward(loss)
+        step_loss += loss.detach()
+    norm = accelerator.clip_grad_norm_(state.model.parameters(), config.clip_norm or float("inf"))
+    scaled = accelerator.scaler is not None  # a gradient scaler skips non-finite steps itself, by design often
+    if scaled or not guard.skip(norm, names, state.progress):
+        state.optimizer.step()
+        state.running_loss.update(step_loss)
+        if state.ema is not None:
+            state.ema.update(state.plain_model, step=total_step)
+    state.optimizer.zero_grad()
+    average_buffers(state.plain_model, accelerator)

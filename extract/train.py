@@ -1,0 +1,180 @@
+"""Stage one, from images to shards: check the images, train on single images, cache the feature maps.
+
+B images of a batch, C classes. Batches are global: the same images share a step on any number of processes.
+"""
+
+import time
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from data.config import parse_config
+from data.demo import ensure_manifest
+from data.manifest import Manifest, read_manifest
+from data.metrics import summary
+from data.order import derive_seed, epoch_batches, rank_share
+from data.plots import plot_batch
+from data.runs import Log, keep_config, locked, run_command, write_environment
+from data.scan import scan_images
+from extract.backbone import ImageClassifier
+from extract.cache import write_cache
+from extract.checkpoint import Content
+from extract.config import ExtractConfig
+from extract.engine import build_optimizer, ddp_options, finish_epoch, gather_rows, groups_of, sigmoid
+from extract.images import ImageDataset, load_batches, plain_requests
+from extract.losses import multilabel_loss, prevalence
+from extract.resume import Progress, StopSignal, TrainingState
+from extract.step import NonFiniteGuard, seed_step, take_step
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run stage one."""
+    config, resolved_yaml = parse_config(ExtractConfig, argv)
+    run_command(lambda: run(config, resolved_yaml))
+
+
+def run(config: ExtractConfig, resolved_yaml: str) -> None:
+    """Stage one as a whole; what is finished already is recognised and kept."""
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=ddp_options())
+    with locked(config.run_dir) if accelerator.is_main_process else nullcontext():
+        log = Log(config.run_dir, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            ensure_manifest(config.run_dir)
+            keep_config(config.run_dir / "stage_one", resolved_yaml)
+            write_environment(config.run_dir, accelerator.device.type)
+        accelerator.wait_for_everyone()
+        manifest, content = readable_images(config, accelerator, log)
+        train(config, resolved_yaml, manifest, accelerator, log)
+        write_cache(config, manifest, content, accelerator, log)
+        log(f"next: accelerate launch train_fusion.py --run_dir {config.run_dir}")
+
+
+def readable_images(config: ExtractConfig, accelerator: Accelerator, log: Log) -> tuple[Manifest, list[str]]:
+    """The manifest without its unreadable images, and the content digest of each image left.
+
+    The main process opens every file once (when run again, only changed ones); the others read its list.
+    """
+    manifest = read_manifest(config.run_dir / "manifest.csv")
+    with accelerator.main_process_first():
+        scan = scan_images(
+            manifest,
+            config.run_dir,
+            workers=max(1, config.num_workers),
+            max_rejected=config.max_rejected,
+            progress=accelerator.is_main_process,
+        )
+    if not scan.readable.all():
+        log(f"{(~scan.readable).sum()} of {len(manifest)} images cannot be read: see {config.run_dir / 'rejected.csv'}")
+    rows = np.flatnonzero(scan.readable)
+    return manifest.select(rows), [scan.content[row] for row in rows]
+
+
+def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, accelerator: Accelerator, log: Log) -> None:
+    """Train the image classifier; leaves the model folder ``stage_one/best/`` and the resume folder ``last/``."""
+    stage_dir = config.run_dir / "stage_one"
+    train_set, val_set = manifest.of_split("train"), manifest.of_split("val")
+    state = build_state(config, len(manifest.classes), accelerator)
+    if state.resume(stage_dir):
+        log(f"stage one: {state.progress.epoch} of {config.epochs} epochs are done already")
+    else:
+        log(f"stage one: {config.backbone.name}, {len(train_set)} training and {len(val_set)} validation images")
+    model_files: dict[str, Content] = {
+        "config.yaml": resolved_yaml,
+        "classes.json": {"classes": list(manifest.classes)},
+        "preprocessing.json": config.image.to_dict(),
+    }
+    groups, stop = groups_of(train_set), StopSignal()
+    while state.progress.epoch < config.epochs:
+        started = time.monotonic()
+        train_one_epoch(config, train_set, state, stop, model_files, log)
+        logits = predict_images(config, val_set, state.evaluated_model, accelerator)
+        scores = summary(sigmoid(logits), val_set.labels, val_set.classes, groups)
+        finish_epoch(state, config.epochs, scores, stage_dir, model_files, log, time.monotonic() - started)
+
+
+def build_state(config: ExtractConfig, num_classes: int, accelerator: Accelerator) -> TrainingState:
+    """Model, optimizer and average at their seeded start."""
+    torch.manual_seed(derive_seed("weights", config.seed) % 2**32)
+    model = ImageClassifier(config.backbone, config.head, config.image.channels, num_classes).to(accelerator.device)
+    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
+    return TrainingState(accelerator, prepared, optimizer, ema, MeanMetric().to(accelerator.device), Progress())
+
+
+def train_one_epoch(
+    config: ExtractConfig,
+    train_set: Manifest,
+    state: TrainingState,
+    stop: StopSignal,
+    model_files: dict[str, Content],
+    log: Log,
+) -> None:
+    """The optimizer steps of one epoch, from where the state stands to its end."""
+    accelerator, progress = state.accelerator, state.progress
+    epoch, rank = progress.epoch, accelerator.process_index
+    batches = epoch_batches(len(train_set), config.batch_size, config.seed, epoch)
+    plan = [sub_batches(batch, rank, accelerator.num_processes, config) for batch in batches[progress.step :]]
+    seeds = [
+        [(int(row), derive_seed("augment", config.seed, epoch, int(row))) for row in p] for ps in plan for p, _ in ps
+    ]
+    images = load_batches(ImageDataset(train_set, config.image, config.augmentation), seeds, config.num_workers)
+    class_prevalence, guard = prevalence(train_set.labels).to(accelerator.device), NonFiniteGuard()
+
+    def sub_loss(rows: np.ndarray, counts: bool, num_known: int) -> Tensor:
+        pixels = next(images).to(accelerator.device, non_blocking=True)
+        if accelerator.is_main_process and epoch == progress.step == 0:
+            plot_batch(pixels, train_set.select(rows), config.run_dir / "stage_one" / "batch_0.jpg")
+        targets = torch.from_numpy(train_set.labels[rows]).to(accelerator.device)
+        if not counts:
+            targets = torch.full_like(targets, float("nan"))
+        with accelerator.autocast():
+            logits = state.model(pixels)
+        return multilabel_loss(logits, targets, class_prevalence, config.loss) / num_known
+
+    state.model.train()
+    for batch, parts in zip(log.progress(batches[progress.step :], f"epoch {epoch + 1}"), plan, strict=True):
+        seed_step(config.seed, epoch, progress.step, rank)
+        num_known = max(1, int((~np.isnan(train_set.labels[batch])).sum()))  # every process knows the global batch
+        losses = [partial(sub_loss, rows, counts, num_known) for rows, counts in parts]
+        total_step, names = epoch * len(batches) + progress.step, train_set.images["image_id"].iloc[batch].tolist()
+        take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), guard, names)
+        progress.step += 1
+        if stop.agreed(accelerator):
+            state.save(config.run_dir / "stage_one", model_files)
+            log("stopped on request; run the same command to go on")
+            raise SystemExit(128 + (stop.received or 15))
+
+
+def sub_batches(
+    batch: np.ndarray, rank: int, num_processes: int, config: ExtractConfig
+) -> list[tuple[np.ndarray, bool]]:
+    """This process's parts of a global batch, and whether they count.
+
+    A process without a share runs one image of the batch at weight 0, so that all processes meet in every step.
+    """
+    share = rank_share(batch, rank, num_processes)
+    if not len(share):
+        return [(batch[:1], False)]
+    size = config.micro_batch_size or len(share)
+    return [(share[i : i + size], True) for i in range(0, len(share), size)]
+
+
+def predict_images(
+    config: ExtractConfig, images: Manifest, model: nn.Module, accelerator: Accelerator
+) -> Float[np.ndarray, "N C"]:
+    """Logits of all images, on every process, in manifest order."""
+    rows = np.arange(len(images))[accelerator.process_index :: accelerator.num_processes]
+    requests = plain_requests(rows, config.cache.batch_size)
+    loader = load_batches(ImageDataset(images, config.image), requests, config.num_workers)
+    model.eval()
+    with torch.inference_mode(), accelerator.autocast():
+        logits = [model(pixels.to(accelerator.device)).float().cpu() for pixels in loader]
+    own = torch.cat(logits) if logits else torch.empty(0, len(images.classes))
+    return gather_rows(accelerator, rows, own, len(images))
