@@ -1,0 +1,1 @@
+"""Stage two: fuse the views of a study or patient into one prediction."""

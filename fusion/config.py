@@ -1,0 +1,98 @@
+"""Every choice of stage two."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from extract.engine import OptimizerConfig
+from extract.losses import LossConfig
+from fusion.model import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupingConfig:
+    """Which images are fused, and what training does to them."""
+
+    by: Literal["study", "patient"] = "study"
+    """study: the images of one examination, as the challenges label them; patient: all images of a patient."""
+
+    study_labels: Literal["same", "any"] = "same"
+    """same: images of a study must carry equal labels; any: a study is positive if any of its images is."""
+
+    view_dropout: float = 0.1
+    """Probability that training leaves a view out; one view always stays. Keeps one-view groups strong."""
+
+    type_dropout: float = 0.1
+    """Probability that training hides a view's type, so that images without one are served too."""
+
+    def __post_init__(self) -> None:
+        for name in ("view_dropout", "type_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"grouping.{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """Stage two: train the fusion transformer on cached maps, compare it with baselines, write a submission.
+
+    Without arguments it runs the embedded default, after extract.py without arguments.
+    """
+
+    run_dir: Path = Path("runs/demo")
+    """Run folder with manifest.csv and cache/ of stage one."""
+
+    name: str = "fusion"
+    """Folder in `run_dir` that receives everything."""
+
+    seed: int = 0
+    """Decides weights, order, slots and dropout."""
+
+    epochs: int = 20
+    """Passes over the training groups."""
+
+    batch_size: int = 32
+    """Groups per optimizer step, over all processes together."""
+
+    max_views_per_forward: int = 0
+    """Largest number of views in one forward pass, to bound memory; 0: no limit. Gradients add up exactly."""
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast type of the forward pass."""
+
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is kept; 0: off."""
+
+    grouping: GroupingConfig = field(default_factory=GroupingConfig)
+    """Which images are fused."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Fusion transformer and head."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Training loss."""
+
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=5e-4))
+    """Optimizer and schedule."""
+
+    retrain_single: bool = True
+    """Also train the same module on single images, with the same budget, as a source of baselines: a fair comparison
+    needs it, because it has seen the cached maps as often as fusion has."""
+
+    template: Path | None = None
+    """The challenge's sample submission; without one, the rows of the manifest's test split."""
+
+    test_table: Path | None = None
+    """The challenge's test table, compared with the template."""
+
+    truth_dir: Path | None = None
+    """Folder with a phantom's truth, for the ceilings; found by itself in the demo."""
+
+    bootstrap_replicates: int = 1000
+    """Patient bootstrap replicates behind every interval."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "bootstrap_replicates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one"}:
+            raise ValueError(f"name must be a plain folder name other than cache and stage_one, got {self.name!r}")

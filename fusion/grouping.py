@@ -1,0 +1,166 @@
+"""From cached images to groups of views: canonical order, shuffled slots, buckets of equal size.
+
+A *bucket* is a part of a batch whose groups have equally many views; the model takes one at a time. G groups, V
+views, C classes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from data.errors import InputError
+from data.groups import group_images
+from data.manifest import Manifest
+from data.order import derive_seed
+from data.shards import FeatureCache
+from data.views import VIEWS
+from fusion.config import GroupingConfig
+
+UNKNOWN = VIEWS.index("UNKNOWN")
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSet:
+    """The groups of a split, views in canonical order: by view type, then by the content of the image file.
+
+    Renaming or reordering files changes nothing in it.
+    """
+
+    ids: list[str]
+    patient_ids: list[str]
+    labels: Float[np.ndarray, "G C"]
+    rows: list[np.ndarray]
+    """Manifest rows of each group's views."""
+    ordinals: list[np.ndarray]
+    """Their maps in the cache."""
+    view_types: list[np.ndarray]
+    """Numbers into `VIEWS`."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_views(self) -> Int[np.ndarray, "G"]:
+        """Views of each group."""
+        return np.array([len(rows) for rows in self.rows], dtype=int)
+
+
+def make_groups(manifest: Manifest, cache: FeatureCache, config: GroupingConfig) -> GroupSet:
+    """Group the images of a (part of a) manifest that are in the cache.
+
+    Raises:
+        InputError: images of a study with different labels.
+    """
+    groups = group_images(manifest, config.by, config.study_labels)
+    ordinal = np.array([cache.ordinal[image_id] for image_id in manifest.images["image_id"]], dtype=int)
+    types = np.array([VIEWS.index(view) for view in manifest.images["view"]], dtype=int)
+    content = cache.index.content[ordinal]
+    rows = [members[np.lexsort([content[members], types[members]])] for members in groups.rows]
+    return GroupSet(
+        groups.ids, groups.patient_ids, groups.labels, rows, [ordinal[r] for r in rows], [types[r] for r in rows]
+    )
+
+
+def single_images(groups: GroupSet) -> GroupSet:
+    """Each view as a group of its own, with its group's labels."""
+    owner = np.repeat(np.arange(len(groups)), groups.num_views)
+
+    def apart(parts: list[np.ndarray]) -> list[np.ndarray]:
+        return list(np.concatenate(parts)[:, None]) if parts else []
+
+    return GroupSet(
+        ids=[f"{groups.ids[g]}/{row[0]}" for g, row in zip(owner, apart(groups.rows), strict=True)],
+        patient_ids=[groups.patient_ids[g] for g in owner],
+        labels=groups.labels[owner],
+        rows=apart(groups.rows),
+        ordinals=apart(groups.ordinals),
+        view_types=apart(groups.view_types),
+    )
+
+
+def cached_manifest(manifest: Manifest, cache: FeatureCache) -> Manifest:
+    """The images of a manifest that the cache holds; checks that cache and manifest speak of the same ones.
+
+    Raises:
+        InputError: an image sits in another study or patient than when it was cached; most images are not cached.
+    """
+    known = np.array([image_id in cache.ordinal for image_id in manifest.images["image_id"]])
+    kept = manifest.select(known)
+    ordinals = np.array([cache.ordinal[image_id] for image_id in kept.images["image_id"]], dtype=int)
+    for name in ("study_id", "patient_id"):
+        differs = kept.images[name].to_numpy(dtype=str) != getattr(cache.index, name)[ordinals]
+        if differs.any():
+            row = int(np.argmax(differs))
+            raise InputError(
+                f"manifest.csv: image {kept.images['image_id'].iat[row]} has {name} {kept.images[name].iat[row]}, the"
+                f" cache was made with {getattr(cache.index, name)[ordinals[row]]}; rerun extract.py"
+            )
+    if not len(kept):
+        raise InputError(f"{cache.folder}: none of the manifest's images is in this cache; rerun extract.py")
+    return kept
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Groups with equally many views, ready for a forward pass."""
+
+    groups: Int[np.ndarray, "G"]
+    """Numbers into the group set."""
+    ordinals: Int[np.ndarray, "G V"]
+    view_types: Int[Tensor, "G V"]
+    slots: Int[Tensor, "G V"]
+
+
+def slots_in_order(num_views: int, num_slots: int) -> Int[np.ndarray, "V"]:
+    """Slots at test time: the first ones, in rounds where there are more views than slots."""
+    return np.arange(num_views) % num_slots
+
+
+def shuffled_slots(num_views: int, num_slots: int, rng: np.random.Generator) -> Int[np.ndarray, "V"]:
+    """Slots in training: drawn without replacement, in rounds where there are more views than slots."""
+    rounds = [rng.permutation(num_slots) for _ in range(-(-num_views // num_slots))]
+    return np.concatenate(rounds)[:num_views]
+
+
+def training_views(
+    groups: GroupSet, number: int, config: GroupingConfig, num_slots: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ordinals, view types, slots) of one group at one visit, a pure function of (seed, epoch, group)."""
+    rng = np.random.default_rng(derive_seed("views", seed, epoch, groups.ids[number]))
+    num_views = len(groups.ordinals[number])
+    keep = rng.random(num_views) >= config.view_dropout
+    keep[rng.integers(num_views)] |= not keep.any()
+    types = np.where(rng.random(num_views) < config.type_dropout, UNKNOWN, groups.view_types[number])
+    return groups.ordinals[number][keep], types[keep], shuffled_slots(int(keep.sum()), num_slots, rng)
+
+
+def evaluation_views(groups: GroupSet, number: int, num_slots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ordinals, view types, slots) of one group at test time: all views, canonical order."""
+    ordinals = groups.ordinals[number]
+    return ordinals, groups.view_types[number], slots_in_order(len(ordinals), num_slots)
+
+
+def make_buckets(
+    numbers: Int[np.ndarray, "G"],
+    views: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    max_views: int = 0,
+) -> Iterator[Bucket]:
+    """Sort groups into buckets by number of views, few views first.
+
+    Args:
+        numbers: Group numbers.
+        views: (ordinals, view types, slots) of each of them.
+        max_views: Views per bucket at most (one group always fits); 0: no limit.
+    """
+    counts = np.array([len(ordinals) for ordinals, _, _ in views])
+    for count in np.unique(counts):
+        places = np.flatnonzero(counts == count)
+        size = max(1, max_views // count) if max_views else len(places)
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            ordinals, types, slots = (np.stack([views[p][i] for p in part]) for i in range(3))
+            yield Bucket(numbers[part], ordinals, torch.from_numpy(types), torch.from_numpy(slots))

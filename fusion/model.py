@@ -1,0 +1,153 @@
+"""The fusion transformer. It sees groups with the same number of views, so it needs no padding and no mask.
+
+Axes: **G** groups, **V** views of each, **H W** map size, **T** = H * W tokens per view, **D** map features, **E**
+features inside, **C** classes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.views import VIEWS
+from extract.heads import HeadConfig, build_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Fusion transformer and head."""
+
+    width: int = 192
+    """Features of a token inside the transformer (E); a multiple of 4, for the two-dimensional position code."""
+
+    depth: int = 2
+    """Self-attention layers over the tokens of all views of a group; 0: none, only the head sees all views."""
+
+    num_heads: int = 6
+    """Attention heads per layer; divides `width`."""
+
+    token_stride: Literal[1, 2] = 1
+    """2: a 3x3 convolution with stride 2 quarters the tokens of a map, as published; 1: every map position a token."""
+
+    num_slots: int = 16
+    """Segment embeddings; a group with more views uses them in rounds, nothing is dropped."""
+
+    dropout: float = 0.1
+    """Dropout in the transformer."""
+
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(width=192, num_heads=6))
+    """Classifier over all tokens of a group."""
+
+    def __post_init__(self) -> None:
+        if self.width % 4:
+            raise ValueError(f"model.width must be a multiple of 4, got {self.width}")
+        if self.width % self.num_heads:
+            raise ValueError(f"model.num_heads={self.num_heads} does not divide model.width={self.width}")
+        if self.num_slots < 1:
+            raise ValueError(f"model.num_slots must be at least 1, got {self.num_slots}")
+
+
+class FusionModel(nn.Module):
+    """Every token of a group attends to every other one, then the head reads them all (after CheXFusion).
+
+    The published module (Kim, arXiv 2308.03968) attends over the batch instead of the views, masks nothing, and its
+    position code does not vary over rows. Here a forward pass takes groups with equally many views: attention lies
+    within a group by construction, and a group's logits cannot depend on its neighbours or on padding. Groups with
+    other numbers of views go through in forward passes of their own.
+
+    A token is its map vector (normalised, projected) + where it lies (rows and columns) + the embedding of its
+    view's slot + the embedding of its view's type.
+
+    Args:
+        map_shape: (H, W, D) of the cached maps.
+    """
+
+    def __init__(self, config: ModelConfig, map_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        H, W, D = map_shape
+        width = config.width
+        self.norm_in = nn.LayerNorm(D)
+        if config.token_stride == 1:
+            self.project: nn.Module = nn.Linear(D, width)
+        else:
+            self.project = StridedProjection(D, width)
+            H, W = -(-H // 2), -(-W // 2)
+        self.register_buffer("position_code", position_code(H, W, width), persistent=False)
+        self.slot_embedding = nn.Parameter(torch.randn(config.num_slots, width) * 0.02)
+        self.view_embedding = nn.Parameter(torch.randn(len(VIEWS), width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, config.num_heads, config.dropout) for _ in range(config.depth))
+        self.norm_out = nn.LayerNorm(width)
+        self.head = build_head(config.head, width, num_classes)
+
+    def forward(
+        self,
+        maps: Float[Tensor, "G V H W D"],
+        view_types: Int[Tensor, "G V"],
+        slots: Int[Tensor, "G V"],
+    ) -> Float[Tensor, "G C"]:
+        """Logits of each group.
+
+        Args:
+            maps: Cached feature maps, view by view; any V >= 1.
+            view_types: Numbers into `VIEWS`.
+            slots: Numbers below `num_slots`.
+        """
+        x = self.project(self.norm_in(maps)) + self.position_code  # (G, V, H, W, E)
+        of_view = self.slot_embedding[slots] + self.view_embedding[view_types]  # (G, V, E)
+        x = (x + of_view[:, :, None, None]).flatten(1, 3)  # (G, V*T, E)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm_out(x))
+
+
+class StridedProjection(nn.Module):
+    """3x3 convolution with stride 2 over channels-last maps."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, width, 3, stride=2, padding=1)
+
+    def forward(self, maps: Float[Tensor, "G V H W D"]) -> Float[Tensor, "G V h w E"]:
+        """A quarter of the positions."""
+        x = self.conv(maps.flatten(0, 1).permute(0, 3, 1, 2))
+        return x.permute(0, 2, 3, 1).unflatten(0, maps.shape[:2])
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer: self-attention over the tokens of a group, then a feed-forward network."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "G N E"]) -> Float[Tensor, "G N E"]:
+        """N tokens of each group in, as many out."""
+        x = x + self.drop(self.attend(self.norm_attention(x)))
+        return x + self.drop(self.feed_forward(self.norm_feed_forward(x)))
+
+    def attend(self, x: Float[Tensor, "G N E"]) -> Float[Tensor, "G N E"]:
+        """Multi-head self-attention within each group; memory grows linearly with N where torch has a fused kernel."""
+        q, k, v = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.out(heads.transpose(1, 2).flatten(2))
+
+
+def position_code(height: int, width: int, dim: int) -> Float[Tensor, "height width dim"]:
+    """Sines and cosines of row (first half of the features) and column (second half).
+
+    The frequencies are those of Vaswani et al. (arXiv 1706.03762, section 3.5), each half over its own coordinate.
+    """
+    frequencies = torch.exp(torch.arange(dim // 4) * (-4 / dim * torch.log(torch.tensor(10000.0))))
+    rows, columns = (torch.arange(n)[:, None] * frequencies for n in (height, width))
+    row_code = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
+    column_code = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
+    return torch.cat([row_code, column_code], dim=2)

@@ -1,0 +1,149 @@
+"""What stage two leaves behind: predictions, submission, and the table of fusion against its baselines.
+
+All methods are scored on identical rows, in two units: image rows (the challenge's) and groups. Intervals come from
+one patient bootstrap, so differences are paired. G groups, N images, C classes.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from data.files import atomic_write
+from data.manifest import Manifest, read_manifest
+from data.predictions import write_predictions
+from data.runs import Log
+from data.shards import FeatureCache
+from data.submission import write_submission
+from data.tables import read_table, write_table
+from extract.engine import sigmoid
+from fusion.baselines import BASELINES, baseline_groups
+from fusion.ceilings import fusion_ceiling, perception_ceiling, read_visibility
+from fusion.config import FusionConfig
+from fusion.grouping import GroupSet
+from fusion.scoring import Scores, group_map, score, table_lines
+from fusion.stage_one import stage_one_logits
+
+Logits = dict[str, Float[np.ndarray, "G C"]]
+"""Per split."""
+
+
+def write_results(
+    config: FusionConfig,
+    manifest: Manifest,
+    cache: FeatureCache,
+    sets: dict[str, GroupSet],
+    logits: dict[str, Logits],
+    log: Log,
+) -> None:
+    """Write everything that follows from the logits, and print the table.
+
+    Args:
+        manifest: The cached images.
+        logits: "fusion": logits of each split's groups; "single", if trained: of each split's single images.
+    """
+    out_dir = config.run_dir / config.name
+    full = read_manifest(config.run_dir / "manifest.csv")
+    for split in ("val", "test"):
+        write_split(config, out_dir, split, full.of_split(split), sets[split], logits["fusion"][split], log)
+    images = {
+        "stage-one head": {split: stage_one_logits(config.run_dir, sets[split], cache) for split in logits["fusion"]}
+    }
+    if "single" in logits:
+        images["re-trained head"] = {
+            split: in_row_order(values, sets[split]) for split, values in logits["single"].items()
+        }
+    source = max(
+        images,
+        key=lambda name: group_map(baseline_groups("mean", sigmoid(images[name]["val"]), sets["val"]), sets["val"]),
+    )
+    on_val = {name: baseline_groups(name, sigmoid(images[source]["val"]), sets["val"]) for name in BASELINES}
+    best = max(BASELINES, key=lambda name: group_map(on_val[name], sets["val"]))
+    scores: Scores = {name: baseline_groups(name, sigmoid(images[source]["test"]), sets["test"]) for name in BASELINES}
+    scores["fusion"] = sigmoid(logits["fusion"]["test"])
+    rules = add_ceilings(config, manifest, sets, images[source], scores)
+    report = score(config, manifest, sets["test"], scores, sigmoid(images[source]["test"]), best)
+    report |= {"baseline_head": source, "best_baseline_on_validation": best, "fusion_ceiling_rules": rules}
+    atomic_write(out_dir / "metrics.json", json.dumps(report, indent=1))
+    lines = table_lines(report, config)
+    atomic_write(out_dir / "table.txt", "\n".join(lines) + "\n")
+    for line in lines:
+        log(line)
+    submit(config, out_dir, log)
+
+
+def in_row_order(values: Float[np.ndarray, "N C"], groups: GroupSet) -> Float[np.ndarray, "N C"]:
+    """Single-image logits in manifest order; they come group by group."""
+    ordered = np.empty_like(values)
+    ordered[np.concatenate(groups.rows)] = values
+    return ordered
+
+
+def write_split(
+    config: FusionConfig,
+    out_dir: Path,
+    split: str,
+    full: Manifest,
+    groups: GroupSet,
+    logits: Float[np.ndarray, "G C"],
+    log: Log,
+) -> None:
+    """Write ``logits_<split>.csv`` and ``predictions_<split>.csv``: a row per image, its group's values.
+
+    An unreadable image gets the prediction of the other images of its group; without any it is left out and counted.
+
+    Args:
+        full: All images of the split, unreadable ones too.
+    """
+    number = {group_id: g for g, group_id in enumerate(groups.ids)}
+    owners = [number.get(group_id) for group_id in full.images[f"{config.grouping.by}_id"]]
+    predicted = np.array([owner is not None for owner in owners])
+    if not predicted.all():
+        log(f"{split}: {(~predicted).sum()} images have no readable image in their group and no prediction")
+    rows = logits[[owner for owner in owners if owner is not None]]
+    images = full.select(predicted).images
+    write_predictions(out_dir / f"logits_{split}.csv", images, rows, full.classes)
+    write_predictions(out_dir / f"predictions_{split}.csv", images, sigmoid(rows), full.classes)
+
+
+def add_ceilings(
+    config: FusionConfig, manifest: Manifest, sets: dict[str, GroupSet], images: Logits, scores: Scores
+) -> dict[str, str]:
+    """Add the ceilings F and P of a phantom, if its truth is there, to the scores of the test groups.
+
+    Returns:
+        The rule that F chose for each class; nothing without a phantom.
+    """
+    truth_dir = config.truth_dir or config.run_dir / "phantom" / "truth"
+    if not truth_dir.is_dir() or config.grouping.by != "study":
+        return {}
+    visibility = read_visibility(truth_dir, manifest.classes)
+    scores["ceiling F"], rules = fusion_ceiling(sets["val"], images["val"], sets["test"], images["test"], visibility)
+    scores["ceiling P"] = perception_ceiling(truth_dir, sets["test"], manifest.classes)
+    return rules
+
+
+def submit(config: FusionConfig, out_dir: Path, log: Log) -> None:
+    """Write ``submission.csv`` and ``submission.zip`` in the form of the challenge's template."""
+    template = config.template or config.run_dir / "phantom" / "cxr-lt-2023" / "sample_submission.csv"
+    predictions = out_dir / "predictions_test.csv"
+    if config.template is None and not template.is_file():
+        template = own_template(out_dir, predictions)
+    report = write_submission(
+        predictions,
+        template,
+        out_dir / "submission.csv",
+        out_dir / "submission.zip",
+        config.test_table,
+        one_per_study=True,
+    )
+    log(f"submission: {report.rows} rows x {len(report.columns)} columns as in {template}: {out_dir / 'submission.csv'}")
+
+
+def own_template(out_dir: Path, predictions: Path) -> Path:
+    """A template with image_id and all classes, for a data set without a challenge."""
+    table = read_table(predictions)
+    path = out_dir / "template.csv"
+    write_table(path, table.drop(columns=["study_id", "patient_id"]))
+    return path

@@ -1,0 +1,228 @@
+"""Stage two, from cached maps to submission: train, compare with baselines, write predictions.
+
+G groups of a batch, V views, C classes. Batches are global: the same groups share a step on any number of processes.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from data.config import parse_config
+from data.errors import InputError
+from data.manifest import Manifest, read_manifest
+from data.metrics import summary
+from data.order import derive_seed, epoch_batches, rank_share
+from data.prefetch import prefetch
+from data.runs import Log, keep_config, locked, run_command
+from data.shards import FeatureCache
+from extract.cache import patient_hash
+from extract.checkpoint import Content
+from extract.engine import build_optimizer, ddp_options, finish_epoch, gather_rows, groups_of, sigmoid
+from extract.losses import multilabel_loss, prevalence
+from extract.resume import Progress, StopSignal, TrainingState
+from extract.step import NonFiniteGuard, seed_step, take_step
+from fusion.config import FusionConfig
+from fusion.grouping import (
+    Bucket,
+    GroupSet,
+    cached_manifest,
+    evaluation_views,
+    make_buckets,
+    make_groups,
+    single_images,
+    training_views,
+)
+from fusion.model import FusionModel
+from fusion.results import write_results
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run stage two."""
+    config, resolved_yaml = parse_config(FusionConfig, argv)
+    run_command(lambda: run(config, resolved_yaml))
+
+
+def run(config: FusionConfig, resolved_yaml: str) -> None:
+    """Stage two as a whole; what is finished already is recognised and kept."""
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=ddp_options())
+    with locked(config.run_dir) if accelerator.is_main_process else nullcontext():
+        log = Log(config.run_dir, accelerator.is_main_process)
+        cache = FeatureCache(config.run_dir / "cache")
+        manifest = cached_manifest(read_manifest(config.run_dir / "manifest.csv"), cache)
+        refuse_trained_patients(manifest, cache)
+        if accelerator.is_main_process:
+            keep_config(config.run_dir / config.name, resolved_yaml)
+        accelerator.wait_for_everyone()
+        sets = {
+            split: make_groups(manifest.of_split(split), cache, config.grouping) for split in ("train", "val", "test")
+        }
+        logits = {"fusion": train_and_predict(config, resolved_yaml, sets, manifest, cache, accelerator, log)}
+        if config.retrain_single:
+            singles = {split: single_images(groups) for split, groups in sets.items()}
+            logits["single"] = train_and_predict(
+                config, resolved_yaml, singles, manifest, cache, accelerator, log, "single_image"
+            )
+        if accelerator.is_main_process:
+            write_results(config, manifest, cache, sets, logits, log)
+        accelerator.wait_for_everyone()
+
+
+def refuse_trained_patients(manifest: Manifest, cache: FeatureCache) -> None:
+    """Refuse to validate or test on a patient that the backbone was trained on.
+
+    Raises:
+        InputError: names the first such patient.
+    """
+    trained = set(cache.record["trained_patients"])
+    held_out = manifest.images.loc[manifest.images["split"] != "train", "patient_id"].unique()
+    seen = [patient for patient in held_out if patient_hash(patient, cache.identity.weights_sha256) in trained]
+    if seen:
+        raise InputError(
+            f"manifest.csv: {len(seen)} patients of val or test were in the backbone's training set, first {seen[0]};"
+            " the split changed since extract.py ran: rerun it in a new run_dir"
+        )
+
+
+def train_and_predict(
+    config: FusionConfig,
+    resolved_yaml: str,
+    sets: dict[str, GroupSet],
+    manifest: Manifest,
+    cache: FeatureCache,
+    accelerator: Accelerator,
+    log: Log,
+    subfolder: str = "",
+) -> dict[str, Float[np.ndarray, "G C"]]:
+    """Train one model and return the logits of its best epoch for the groups of val and test."""
+    stage_dir = config.run_dir / config.name / subfolder
+    state = build_state(config, cache, len(manifest.classes), accelerator)
+    what = f"{config.name}/{subfolder}" if subfolder else config.name
+    if state.resume(stage_dir):
+        log(f"{what}: {state.progress.epoch} of {config.epochs} epochs are done already")
+    else:
+        log(f"{what}: {len(sets['train'])} training and {len(sets['val'])} validation groups")
+    model_files: dict[str, Content] = {
+        "config.yaml": resolved_yaml,
+        "classes.json": {"classes": list(manifest.classes)},
+        "preprocessing.json": cache.identity.preprocessing,
+    }
+    groups, stop = groups_of(manifest.of_split("train")), StopSignal()
+    while state.progress.epoch < config.epochs:
+        started = time.monotonic()
+        train_one_epoch(config, sets["train"], cache, state, stop, stage_dir, model_files, log)
+        logits = predict_groups(config, sets["val"], cache, state.evaluated_model, accelerator)
+        scores = summary(sigmoid(logits), sets["val"].labels, manifest.classes, groups)
+        finish_epoch(state, config.epochs, scores, stage_dir, model_files, log, time.monotonic() - started)
+    state.load_best(stage_dir)
+    return {
+        split: predict_groups(config, sets[split], cache, state.plain_model, accelerator) for split in ("val", "test")
+    }
+
+
+def build_state(config: FusionConfig, cache: FeatureCache, num_classes: int, accelerator: Accelerator) -> TrainingState:
+    """Model, optimizer and average at their seeded start."""
+    torch.manual_seed(derive_seed("weights", config.seed) % 2**32)
+    model = FusionModel(config.model, cache.identity.map_shape, num_classes).to(accelerator.device)
+    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
+    return TrainingState(accelerator, prepared, optimizer, ema, MeanMetric().to(accelerator.device), Progress())
+
+
+def train_one_epoch(
+    config: FusionConfig,
+    groups: GroupSet,
+    cache: FeatureCache,
+    state: TrainingState,
+    stop: StopSignal,
+    stage_dir: Path,
+    model_files: dict[str, Content],
+    log: Log,
+) -> None:
+    """The optimizer steps of one epoch, from where the state stands to its end."""
+    accelerator, progress, epoch = state.accelerator, state.progress, state.progress.epoch
+    batches = epoch_batches(len(groups), config.batch_size, config.seed, epoch)
+    class_prevalence, guard = prevalence(groups.labels).to(accelerator.device), NonFiniteGuard()
+
+    def sub_loss(bucket: Bucket, maps: Tensor, counts: bool, num_known: int) -> Tensor:
+        targets = torch.from_numpy(groups.labels[bucket.groups]).to(accelerator.device)
+        if not counts:
+            targets = torch.full_like(targets, float("nan"))
+        logits = forward(state.model, bucket, maps, accelerator)
+        return multilabel_loss(logits, targets, class_prevalence, config.loss) / num_known
+
+    state.model.train()
+    todo = batches[progress.step :]
+    steps = prefetch(read_steps(config, groups, cache, todo, epoch, accelerator))
+    for batch, (parts, counts) in zip(log.progress(todo, f"epoch {epoch + 1}"), steps, strict=True):
+        seed_step(config.seed, epoch, progress.step, accelerator.process_index)
+        num_known = max(1, int((~np.isnan(groups.labels[batch])).sum()))  # every process knows the global batch
+        losses = [partial(sub_loss, bucket, maps, counts, num_known) for bucket, maps in parts]
+        total_step, names = epoch * len(batches) + progress.step, [groups.ids[number] for number in batch]
+        take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), guard, names)
+        progress.step += 1
+        if stop.agreed(accelerator):
+            state.save(stage_dir, model_files)
+            log("stopped on request; run the same command to go on")
+            raise SystemExit(128 + (stop.received or 15))
+
+
+def read_steps(
+    config: FusionConfig,
+    groups: GroupSet,
+    cache: FeatureCache,
+    batches: list[np.ndarray],
+    epoch: int,
+    accelerator: Accelerator,
+) -> Iterator[tuple[list[tuple[Bucket, Tensor]], bool]]:
+    """Per step, this process's buckets with their maps, and whether they count.
+
+    A process without a share runs one group of the batch at weight 0, so that all processes meet in every step.
+    """
+    for batch in batches:
+        share = rank_share(batch, accelerator.process_index, accelerator.num_processes, groups.num_views[batch])
+        numbers = share if len(share) else batch[:1]
+        views = [
+            training_views(groups, int(n), config.grouping, config.model.num_slots, config.seed, epoch) for n in numbers
+        ]
+        buckets = make_buckets(numbers, views, config.max_views_per_forward)
+        yield [(bucket, read_maps(cache, bucket)) for bucket in buckets], bool(len(share))
+
+
+def read_maps(cache: FeatureCache, bucket: Bucket) -> Float[Tensor, "G V H W D"]:
+    """The cached maps of a bucket, float16 as stored."""
+    maps = torch.from_numpy(cache.read(bucket.ordinals.ravel()))
+    return maps.unflatten(0, tuple(bucket.ordinals.shape))
+
+
+def forward(model: nn.Module, bucket: Bucket, maps: Tensor, accelerator: Accelerator) -> Float[Tensor, "G C"]:
+    """Logits of a bucket; maps travel as float16 and are widened on the device."""
+    device = accelerator.device
+    maps = maps.to(device, non_blocking=True).to(next(model.parameters()).dtype)
+    with accelerator.autocast():
+        return model(maps, bucket.view_types.to(device), bucket.slots.to(device))
+
+
+@torch.inference_mode()
+def predict_groups(
+    config: FusionConfig, groups: GroupSet, cache: FeatureCache, model: nn.Module, accelerator: Accelerator
+) -> Float[np.ndarray, "G C"]:
+    """Logits of all groups with all their views, on every process, in the order of the set."""
+    own = np.arange(len(groups))[accelerator.process_index :: accelerator.num_processes]
+    views = [evaluation_views(groups, int(number), config.model.num_slots) for number in own]
+    buckets = list(make_buckets(own, views, config.max_views_per_forward or 4 * config.batch_size))
+    model.eval()
+    reading = prefetch((bucket, read_maps(cache, bucket)) for bucket in buckets)
+    logits = [forward(model, bucket, maps, accelerator).float().cpu() for bucket, maps in reading]
+    numbers = np.concatenate([bucket.groups for bucket in buckets]) if buckets else own
+    values = torch.cat(logits) if logits else torch.empty(0, groups.labels.shape[1])
+    return gather_rows(accelerator, numbers, values, len(groups))
