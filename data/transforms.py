@@ -1,0 +1,196 @@
+"""What happens to a decoded image before a network sees it: resize, (in training) augment, normalise.
+
+    tensor = preprocessing(image)                                                     # evaluation
+    tensor = preprocessing.normalised(augmentation(preprocessing.resized(image), seed))     # training
+
+Axes: **H W** the file's rows and columns, **S** the network's side in pixels, **C** channels, **B** images.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from data.errors import InputError
+
+PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """The part of the input pipeline that a trained model depends on; it is saved with the model."""
+
+    size: int = 224
+    """Side of the square network input, in pixels."""
+
+    resize: Literal["stretch", "fit"] = "stretch"
+    """stretch: both sides become `size`; fit: the longer side does, proportions are kept, the rest is black."""
+
+    intensity: Literal["full", "percentile"] = "full"
+    """full: black and white are the file format's limits; percentile: the image's own 0.5 and 99.5 percentiles, for
+    files that use a part of their range (PadChest's 16-bit PNGs)."""
+
+    channels: Literal[1, 3] = 1
+    """Input channels of the network; 3 repeats the grey image."""
+
+    mean: tuple[float, ...] = (0.5,)
+    """Grey level in [0, 1] subtracted from each channel, one value per channel."""
+
+    std: tuple[float, ...] = (0.25,)
+    """Divisor of each channel, above 0, one value per channel."""
+
+    def __post_init__(self) -> None:
+        """Check at the door.
+
+        Raises:
+            InputError: a value out of range, or not one mean and std per channel.
+        """
+        _check_preprocessing(vars(self))
+        for key in ("mean", "std"):
+            object.__setattr__(self, key, tuple(map(float, getattr(self, key))))  # 0 and 0.0 share a digest
+
+    def __call__(self, image: Float[np.ndarray, "H W"]) -> Float[Tensor, "C S S"]:
+        """Grey values in [0, 1] to the network's input."""
+        return self.normalised(self.resized(image))
+
+    def resized(self, image: Float[np.ndarray, "H W"]) -> Float[Tensor, "1 S S"]:
+        """Resize with an antialiasing triangle filter; grey values stay in [0, 1]."""
+        height, width = self._inner_size(*image.shape)
+        tensor = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None]
+        tensor = F.resize(tensor, [height, width], InterpolationMode.BILINEAR, antialias=True)
+        if self.intensity == "percentile":  # before padding, which must not count
+            tensor = _stretched(tensor)
+        left, top = (self.size - width) // 2, (self.size - height) // 2
+        return F.pad(tensor, [left, top, self.size - width - left, self.size - height - top])
+
+    def normalised(self, image: Float[Tensor, "*B 1 S S"]) -> Float[Tensor, "*B C S S"]:
+        """Repeat over the channels, subtract `mean`, divide by `std`; one image or a batch."""
+        mean, std = (torch.tensor(values, device=image.device)[:, None, None] for values in (self.mean, self.std))
+        return (image - mean) / std
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` reads them back."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            InputError: an unknown or missing key, a value of the wrong type or out of range.
+        """
+        wanted = {field.name for field in fields(cls)}
+        if unequal := wanted ^ set(values):
+            raise InputError(f"preprocessing: wanted the keys {sorted(wanted)}, unknown or missing: {sorted(unequal)}")
+        _check_preprocessing(values)
+        tuples: dict[str, Any] = {key: tuple(map(float, values[key])) for key in ("mean", "std")}
+        return cls(**(values | tuples))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def _inner_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that the image itself gets inside the square."""
+        if self.resize == "stretch":
+            return self.size, self.size
+        longest = max(height, width)
+        return max(1, round(height * self.size / longest)), max(1, round(width * self.size / longest))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes to a training image; 0 turns each off, and all are off unless asked for."""
+
+    hflip: float = 0.0
+    """Probability of mirroring left and right."""
+
+    rotate: float = 0.0
+    """Largest rotation to either side, in degrees."""
+
+    translate: float = 0.0
+    """Largest shift along each axis, as a fraction of the side."""
+
+    scale: float = 0.0
+    """Largest change of size, as a fraction: 0.1 means 0.9 to 1.1 times."""
+
+    brightness: float = 0.0
+    """Largest grey level added or subtracted, on the [0, 1] scale."""
+
+    contrast: float = 0.0
+    """Largest change of contrast about the image's mean, as a fraction."""
+
+    def __post_init__(self) -> None:
+        """Check at the door.
+
+        Raises:
+            InputError: a value out of its range.
+        """
+        for key, highest in {
+            "hflip": 1,
+            "rotate": 180,
+            "translate": 1,
+            "scale": 0.9,
+            "brightness": 1,
+            "contrast": 1,
+        }.items():
+            value = getattr(self, key)
+            _check(_is_number(value) and 0 <= value <= highest, key, f"a number from 0 to {highest}", value)
+
+    def __call__(self, image: Float[Tensor, "1 S S"], seed: int) -> Float[Tensor, "1 S S"]:
+        """Augment a resized image in [0, 1], before it is normalised.
+
+        Args:
+            seed: Decides every draw; the caller derives it from (run seed, epoch, image), so that neither the number
+                of workers nor torch's global generator matters.
+        """
+        draws = torch.rand(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+        flip, (angle, right, down, scale, brightness, contrast) = draws[0], (2 * draw - 1 for draw in draws[1:])
+        if flip < self.hflip:
+            image = F.horizontal_flip(image)
+        if self.rotate or self.translate or self.scale:  # one resampling for all three
+            shift = [right * self.translate * image.shape[-1], down * self.translate * image.shape[-2]]
+            image = F.affine(
+                image, angle * self.rotate, shift, 1 + scale * self.scale, [0.0, 0.0], InterpolationMode.BILINEAR
+            )
+        if self.brightness or self.contrast:
+            mean = image.mean()
+            image = (image - mean) * (1 + contrast * self.contrast) + mean + brightness * self.brightness
+            image = image.clamp(0, 1)
+        return image
+
+
+def _stretched(image: Float[Tensor, "1 H W"]) -> Float[Tensor, "1 H W"]:
+    """Clip to `PERCENTILES` and spread over [0, 1]; an image that is one level between them is left alone."""
+    low, high = np.percentile(image.numpy(), PERCENTILES)
+    return ((image - low) / (high - low)).clamp(0, 1) if high > low else image
+
+
+def _check_preprocessing(values: dict[str, Any]) -> None:
+    size, channels = values["size"], values["channels"]
+    _check(type(size) is int and 1 <= size <= 8192, "size", "a whole number from 1 to 8192", size)
+    for key, allowed in {"resize": ("stretch", "fit"), "intensity": ("full", "percentile"), "channels": (1, 3)}.items():
+        _check(values[key] in allowed, key, f"one of {allowed}", values[key])
+    for key in ("mean", "std"):
+        numbers = values[key]
+        one_each = isinstance(numbers, (tuple, list)) and len(numbers) == channels and all(map(_is_number, numbers))
+        _check(one_each, key, f"one number per channel ({channels})", numbers)
+    _check(min(values["std"]) > 0, "std", "above 0", values["std"])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(good: bool, key: str, wanted: str, found: object) -> None:
+    if not good:
+        raise InputError(f"{key} must be {wanted}, got {found!r}")
