@@ -14,49 +14,85 @@ from data.errors import InputError
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 Config = TypeVar("Config")
 MAX_YAML_BYTES = 64 * 1024
+MAX_BRACKETS = 500  # thousands of nested ones keep a YAML reader busy for minutes
 
 
-def parse_config(config_class: type[Config], argv: list[str] | None = None) -> tuple[Config, str]:
+def parse_config(config_class: type[Config], base: Path, argv: list[str] | None = None) -> tuple[Config, str]:
     """Read a frozen dataclass from ``--config a.yaml --config b.yaml --section.key value``, the last one winning.
+
+    Args:
+        base: The file read where the command line names none: the embedded default.
 
     Returns:
         The config, and the resolved YAML to be saved beside whatever the run writes.
 
     A key or value that does not fit ends the program with status 2 and one line naming the key.
     """
-    parser = ArgumentParser(description=config_class.__doc__)
+    parser = ArgumentParser(description=config_class.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; may be repeated, later files and options win.")
     parser.add_class_arguments(config_class)
+    words = sys.argv[1:] if argv is None else argv
     try:
-        for path in config_files(argv):
-            check_yaml(path)
-        arguments = parser.parse_args(argv)
+        if not config_files(words):
+            words = ["--config", str(base), *words]
+        for path in config_files(words):
+            check_yaml(path, config_class)
+        arguments = parser.parse_args(words)
         fields = vars(parser.instantiate(arguments))
         del fields["config"]
-        return config_class(**fields), parser.dump(arguments, skip_none=False)
+        return config_class(**fields), parser.dump(arguments, skip_unset=False)
     except ValueError as error:
         parser.error(str(error))
 
 
-def config_files(argv: list[str] | None) -> list[Path]:
+def config_files(words: list[str]) -> list[Path]:
     """The values of every ``--config`` in a command line."""
-    words = sys.argv[1:] if argv is None else argv
     after = [following for word, following in itertools.pairwise(words) if word == "--config"]
     return [Path(name) for name in after + [w.split("=", 1)[1] for w in words if w.startswith("--config=")]]
 
 
-def check_yaml(path: Path) -> None:
-    """Refuse a configuration file that could exhaust memory: a few hundred bytes of nested aliases are enough."""
+def check_yaml(path: Path, config_class: type) -> None:
+    """Refuse a configuration file that could run code or exhaust memory, wherever it comes from.
+
+    A few hundred bytes of nested aliases fill gigabytes, and the parser imports what a ``class_path`` names before it
+    refuses it.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such configuration file")
     if path.stat().st_size > MAX_YAML_BYTES:
         raise InputError(f"{path}: a configuration has at most {MAX_YAML_BYTES} bytes, this file has more")
     try:
-        tokens = list(yaml.scan(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:200]})") from None
-    if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in tokens):
-        raise InputError(f"{path}: YAML anchors and aliases are not accepted in a configuration; write the value out")
+        text = path.read_text(encoding="utf-8")
+        _check_tokens(text)
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as a configuration ({' '.join(str(error).split())[:200]})") from None
+    _check_sections(tree, config_class, str(path))
+
+
+def _check_tokens(text: str) -> None:
+    starts = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
+            raise InputError("YAML anchors, aliases and tags are not accepted; write values out")
+        if isinstance(token, yaml.ScalarToken) and token.value == "class_path":
+            raise InputError("a configuration does not choose classes; remove class_path")
+        starts += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
+        if starts > MAX_BRACKETS:
+            raise InputError(f"more than {MAX_BRACKETS} brackets")
+
+
+def _check_sections(tree: Any, config_class: Any, where: str) -> None:
+    """A section is written out where it stands; a string there would be read as one more file, past our checks."""
+    if not isinstance(tree, dict):
+        raise InputError(f"{where}: wanted option names and their values, found {tree!r:.80}")
+    sections = {
+        part.name: part.type for part in dataclasses.fields(config_class) if dataclasses.is_dataclass(part.type)
+    }
+    for name in tree.keys() & (sections.keys() | {"config"}):
+        if name == "config":
+            raise InputError(f"{where}: a configuration file cannot name another one (config)")
+        _check_sections(tree[name], sections[name], f"{where}: {name}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

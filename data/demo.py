@@ -1,4 +1,4 @@
-"""The embedded default: runs without arguments build their own data."""
+"""The embedded default: runs without arguments make their own data."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def ensure_manifest(run_dir: Path) -> None:
     if path.exists():
         return
     if run_dir != DEMO_RUN:
-        raise InputError(f"{path}: no manifest; make one with scripts/prepare.py SOURCE ... --out {path}")
-    from data.prepare import prepare_phantom
+        raise InputError(f"{path}: no manifest; make one with: python scripts/prepare.py SOURCE ... --out {path}")
+    from data import prepare  # here, because it is the demo's alone
 
-    prepare_phantom(out=path)
+    prepare.main(["phantom", "--out", str(path)])

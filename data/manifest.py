@@ -62,6 +62,16 @@ class Manifest:
         assert split in SPLITS, split
         return self.select((self.images["split"] == split).to_numpy(dtype=bool))
 
+    def require_splits(self) -> None:
+        """Check that there are images to train, validate and test on.
+
+        Raises:
+            InputError: names the split that has none.
+        """
+        for split in SPLITS:
+            if not (self.images["split"] == split).any():
+                raise InputError(f"manifest.csv: no image in split '{split}'; prepare it with other fractions or tables")
+
     def image_path(self, row: int) -> Path:
         """Where the image of a row lies."""
         return self.root / self.images["path"].iat[row]

@@ -24,9 +24,18 @@ def plot_progress(stage_dir: Path) -> None:
     left.plot(epochs, [row["train_loss"] for row in rows], color=BLUE, marker="o", markersize=3)
     left.set(xlabel="epoch", ylabel="training loss")
     for key, label, color in (("mAP", "mAP", ORANGE), ("mAUROC", "mAUROC", GREY)):
-        right.plot(epochs, [row[key] for row in rows], color=color, marker="o", markersize=3, label=label)
-    best = int(np.nanargmax([np.nan if row["mAP"] is None else row["mAP"] for row in rows]))
-    right.annotate(f"{rows[best]['mAP']:.3f}", (epochs[best], rows[best]["mAP"]), (0, 6), textcoords="offset points")
+        right.plot(
+            epochs,
+            [np.nan if row[key] is None else row[key] for row in rows],
+            color=color,
+            marker="o",
+            markersize=3,
+            label=label,
+        )
+    known = [row for row in rows if row["mAP"] is not None]  # None: no class had a positive in validation
+    if known:
+        best = max(known, key=lambda row: row["mAP"])
+        right.annotate(f"{best['mAP']:.3f}", (best["epoch"], best["mAP"]), (0, 6), textcoords="offset points")
     right.set(xlabel="epoch", ylabel="validation", ylim=(0, 1))
     right.legend(frameon=False)
     temporary = stage_dir / ".tmp-progress.png"

@@ -1,6 +1,7 @@
 """A run folder tells its whole story: configuration, environment, log, curves; and has one writer."""
 
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -9,7 +10,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,15 +24,24 @@ from data.files import atomic_write
 
 Item = TypeVar("Item")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "numpy", "pandas", "pydicom", "imagecodecs")
-HARMLESS_KEYS = {"num_workers"}  # may change between two starts of one run: no result depends on them
+HARMLESS_KEYS = {  # may change between two starts of one run: training does not depend on them
+    *("num_workers", "run_dir", "max_rejected", "save_steps"),
+    *("template", "test_table", "truth_dir", "bootstrap_replicates"),
+}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; an `InputError` becomes one line and exit status 1, an interrupt 130."""
+    """Run a command; an `InputError` or a disk that takes no more becomes one line and status 1, an interrupt 130."""
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}; run the same command again", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
@@ -39,7 +49,7 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None, None, None]:
     """Hold `folder` for one writer; a second one is refused at once, naming the first.
 
     The lock is the kernel's (flock): it vanishes with its process, so a killed run never leaves a folder locked.
@@ -70,7 +80,13 @@ def keep_config(stage_dir: Path, resolved_yaml: str) -> None:
     if not path.exists():
         atomic_write(path, resolved_yaml)
         return
-    former, wanted = (flatten(yaml.safe_load(text)) for text in (path.read_text(), resolved_yaml))
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: not readable; delete {stage_dir} to start anew")
+    former, wanted = flatten(tree), flatten(yaml.safe_load(resolved_yaml))
     for key in sorted((former.keys() | wanted.keys()) - HARMLESS_KEYS):
         if former.get(key) != wanted.get(key):
             raise InputError(
@@ -94,9 +110,13 @@ def read_metrics(stage_dir: Path) -> list[dict[str, Any]]:
 def write_environment(run_dir: Path, device: str) -> None:
     """Write ``environment.json``: versions, machine and commit, without user names, host names or paths."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        commit = git.stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
     record = {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -119,6 +139,10 @@ class Log:
             tqdm.write(line)
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} {line}\n")
+
+    def start(self, stage: str, num_processes: int, device: str) -> None:
+        """The first line of a stage."""
+        self(f"{stage} on {num_processes} process{'es' if num_processes > 1 else ''} ({device})")
 
     def progress(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
         """A progress bar with time left on a terminal; on anything else, about one line every ten seconds."""

@@ -3,32 +3,40 @@
     cache/000000.tar 000001.tar ...   plain WebDataset shards, one sample per image:
                                       <ordinal>.features.npy  the map, H x W x D, and  <ordinal>.json  ids and checksum
     cache/index.npz                   where each map lies (derived: rebuilt from the shards when missing)
-    cache/cache.json                  the authority, written last: what made the maps, each shard's bytes and SHA-256
+    cache/cache.json                  the authority, written last: what made the maps, each shard's bytes, SHA-256 and
+                                      digest of its part of the index, and a digest over all that
 
 Images are ordered by patient, then study, then image, so the views of a study and the studies of a patient lie
 together. There are no labels and no splits in a shard: both are read live from the manifest. Nothing is ever
 unpickled, and only plain files are opened.
 
+What is checked when: opening a cache compares sizes and the index's digests, every read compares a map with its
+checksum (together: nothing altered is used), and `verify_shards` reads whole shards, for example after copying.
+
 Axes: **N** images, **H W** map size, **D** features.
 """
 
+import hashlib
 import json
 import os
 import tarfile
+import zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import webdataset as wds
 import xxhash
 from jaxtyping import Float16, Int
+from webdataset.writer import TarWriter
 
 from data.errors import InputError
 from data.files import atomic_write, sha256_file, sync_folder
 
 FORMAT_VERSION = 1
 FEATURES, META = ".features.npy", ".json"
+META_KEYS = {"image_id", "study_id", "patient_id", "content", "xxh3"}
 FLOAT16_MAX = 65504.0
 
 
@@ -88,12 +96,12 @@ class ShardWriter:
         self.path = folder / shard_name(number)
         self.temporary = folder / f".tmp-{self.path.name}"
         self.file: BinaryIO = open(self.temporary, "wb")
-        self.tar = wds.TarWriter(self.file, encoder=False, mtime=0.0, user="", group="")
+        self.tar = TarWriter(self.file, encoder=False, mtime=0.0, user="", group="")
 
     def write(self, ordinal: int, features: Float16[np.ndarray, "H W D"], ids: dict[str, str]) -> None:
         """Add one image's map; `ids` holds image_id, study_id, patient_id and content."""
         payload = np.ascontiguousarray(features)
-        meta = ids | {"xxh3": xxhash.xxh3_64_hexdigest(payload)}
+        meta = ids | {"xxh3": xxhash.xxh3_64_hexdigest(payload.data)}
         self.tar.write(
             {
                 "__key__": f"{ordinal:09d}",  # not an id: WebDataset cuts a key at its first dot
@@ -134,82 +142,101 @@ class CacheIndex:
     offset: Int[np.ndarray, "N"]
 
 
-def index_shard(path: Path, number: int, map_shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+def index_digest(index: CacheIndex, shard: int) -> str:
+    """SHA-256 of what an index says of one shard."""
+    start, end = np.searchsorted(index.shard, [shard, shard + 1])
+    columns = [getattr(index, name)[start:end].tolist() for name in CacheIndex.__annotations__]
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+
+
+def index_shard(path: Path, number: int, identity: CacheIdentity) -> list[dict[str, Any]]:
     """Read the headers and ids of a shard; the maps themselves are skipped.
 
     Raises:
-        InputError: not a complete shard of such maps; the message names it.
+        InputError: missing, or not the complete shard of that number; the message names it.
     """
-    header = npy_header(map_shape)
-    nbytes = len(header) + 2 * int(np.prod(map_shape))
     rows: list[dict[str, Any]] = []
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                key = member.name.split(".")[0]
-                if member.name.endswith(FEATURES):
-                    file.seek(member.offset_data)
-                    if member.size != nbytes or file.read(len(header)) != header:
-                        raise InputError(
-                            f"{path}: member {member.name} is not a {map_shape} float16 map; rerun extract.py"
-                        )
-                    rows.append({"key": key, "shard": number, "offset": member.offset_data + len(header)})
-                elif member.name.endswith(META) and rows and rows[-1]["key"] == key and member.size < 65536:
-                    file.seek(member.offset_data)
-                    rows[-1] |= json.loads(file.read(member.size))
-                else:
-                    raise InputError(
-                        f"{path}: unexpected member {member.name!r}; delete this shard and rerun extract.py"
-                    )
-    except (tarfile.TarError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+                _index_member(member, file, rows, npy_header(identity.map_shape))
+    except FileNotFoundError:
+        raise InputError(f"{path}: shard is missing; rerun extract.py") from None
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable shard ({error}); delete it and rerun extract.py") from None
-    if any("xxh3" not in row for row in rows):
-        raise InputError(f"{path}: cut between a map and its ids; delete this shard and rerun extract.py")
-    return rows
+    first = number * identity.images_per_shard
+    wanted = range(first, min(first + identity.images_per_shard, identity.num_images))
+    if [row["key"] for row in rows] != list(wanted) or not rows[-1].keys() >= META_KEYS:
+        raise InputError(
+            f"{path}: wanted {len(wanted)} maps from number {first} on, found {len(rows)}, or others; delete it and"
+            " rerun extract.py"
+        )
+    return [row | {"shard": number} for row in rows]
+
+
+def _index_member(member: tarfile.TarInfo, file: BinaryIO, rows: list[dict[str, Any]], header: bytes) -> None:
+    """Add a member to the rows: a map starts one, the ids that follow it complete it."""
+    key = int(member.name.split(".")[0])
+    file.seek(member.offset_data)
+    starts = not rows or rows[-1].keys() >= META_KEYS
+    if member.name.endswith(FEATURES) and starts and member.isreg():
+        if file.read(len(header)) != header:
+            raise ValueError(f"member {member.name} is not a float16 map of the cache's shape")
+        rows.append({"key": key, "offset": member.offset_data + len(header)})
+    elif member.name.endswith(META) and not starts and rows[-1]["key"] == key and member.size < 65536:
+        meta = json.loads(file.read(member.size))
+        if not isinstance(meta, dict) or meta.keys() != META_KEYS or not all(isinstance(v, str) for v in meta.values()):
+            raise ValueError(f"member {member.name} does not hold ids and checksum")
+        rows[-1] |= meta | {"checksum": int(meta["xxh3"], 16)}
+    else:
+        raise ValueError(f"unexpected member {member.name!r}")
 
 
 def build_index(folder: Path, identity: CacheIdentity) -> CacheIndex:
     """Index all shards of a cache from their headers.
 
     Raises:
-        InputError: a shard is missing or damaged, or the maps are not those that the identity counts.
+        InputError: names the first shard that is missing, damaged or another one.
     """
-    rows: list[dict[str, Any]] = []
-    for number in range(identity.num_shards):
-        path = folder / shard_name(number)
-        if not path.is_file():
-            raise InputError(f"{path}: shard is missing; rerun extract.py")
-        rows += index_shard(path, number, identity.map_shape)
-    if [int(row["key"]) for row in rows] != list(range(identity.num_images)):
-        raise InputError(f"{folder}: holds {len(rows)} maps in a wrong order or number, wanted {identity.num_images}")
-    columns = {
-        name: np.array([row[name] for row in rows], dtype=np.str_)
-        for name in CacheIndex.__annotations__
-        if name in rows[0]
-    }
-    columns["checksum"] = np.array([int(row["xxh3"], 16) for row in rows], dtype=np.uint64)
-    columns |= {name: np.array([row[name] for row in rows], dtype=np.int64) for name in ("shard", "offset")}
-    return CacheIndex(**columns)
+    rows = [row for n in range(identity.num_shards) for row in index_shard(folder / shard_name(n), n, identity)]
+    dtypes = {"checksum": np.uint64, "shard": np.int64, "offset": np.int64}
+    return CacheIndex(
+        **{
+            name: np.array([row[name] for row in rows], dtype=dtypes.get(name, np.str_))
+            for name in CacheIndex.__annotations__
+        }
+    )
 
 
 def finish_cache(folder: Path, identity: CacheIdentity, extra: dict[str, Any], shard_sha256: list[str]) -> None:
     """Index the shards and write ``index.npz`` and, last, ``cache.json``."""
     index = build_index(folder, identity)
     shards = [
-        {"name": shard_name(n), "bytes": (folder / shard_name(n)).stat().st_size, "sha256": sha256}
+        {
+            "name": shard_name(n),
+            "bytes": (folder / shard_name(n)).stat().st_size,
+            "sha256": sha256,
+            "index_sha256": index_digest(index, n),
+        }
         for n, sha256 in enumerate(shard_sha256)
     ]
-    record = json.dumps({"identity": identity.to_dict(), "shards": shards} | extra, indent=1, sort_keys=True)
-    _save_index(folder, index, record)
-    atomic_write(folder / "cache.json", record)
+    record = {"identity": identity.to_dict(), "shards": shards} | extra
+    _save_index(folder, index)
+    atomic_write(
+        folder / "cache.json", json.dumps(record | {"digest": record_digest(record)}, indent=1, sort_keys=True)
+    )
 
 
-def _save_index(folder: Path, index: CacheIndex, record: str) -> None:
-    temporary = folder / ".tmp-index.npz"
+def record_digest(record: dict[str, Any]) -> str:
+    """SHA-256 of all of ``cache.json`` but the digest itself."""
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _save_index(folder: Path, index: CacheIndex) -> None:
+    temporary = folder / f".tmp-index-{os.getpid()}.npz"  # several processes may find it missing at the same time
     with open(temporary, "wb") as file:
-        np.savez(file, made_for=np.array(xxhash.xxh3_64_hexdigest(record.encode())), **vars(index))
+        np.savez(file, **vars(index))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / "index.npz")
@@ -226,15 +253,17 @@ def read_cache_record(folder: Path) -> tuple[dict[str, Any], CacheIdentity]:
         raise InputError(f"{path}: no finished feature cache here; run extract.py first")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if record["digest"] != record_digest(record):
+            raise ValueError("its digest differs from its content")
         values = record["identity"]
         if values["format_version"] != FORMAT_VERSION:
             raise InputError(f"{path}: cache format {values['format_version']}, this version reads {FORMAT_VERSION}")
         values = values | {"map_shape": tuple(values["map_shape"]), "classes": tuple(values["classes"])}
         return record, CacheIdentity(**values)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: damaged ({error}); rerun extract.py") from None
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete {folder} and rerun extract.py") from None
 
 
 class FeatureCache:
@@ -259,16 +288,28 @@ class FeatureCache:
         self._files: dict[int, int] = {}
 
     def _load_index(self) -> CacheIndex:
-        made_for = xxhash.xxh3_64_hexdigest((self.folder / "cache.json").read_bytes())
+        """``index.npz``, or, when it is missing or not the one that belongs here, the same built from the shards."""
         try:
             with np.load(self.folder / "index.npz", allow_pickle=False) as arrays:
-                if str(arrays["made_for"]) == made_for:
-                    return CacheIndex(**{name: arrays[name] for name in CacheIndex.__annotations__})
-        except (OSError, ValueError, KeyError):
-            pass  # missing or damaged: it is derived, the shards are the truth
+                index = CacheIndex(**{name: arrays[name] for name in CacheIndex.__annotations__})
+            if self._other_shard(index) is None:
+                return index
+        except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile):
+            pass  # whatever np.load makes of a damaged file: the shards are the truth
         index = build_index(self.folder, self.identity)
-        _save_index(self.folder, index, (self.folder / "cache.json").read_text(encoding="utf-8"))
+        if (other := self._other_shard(index)) is not None:
+            raise InputError(
+                f"{self.folder / shard_name(other)}: not the shard that cache.json lists (its ids or checksums differ);"
+                " delete it and rerun extract.py"
+            )
+        with suppress(OSError):  # a cache may be read-only
+            _save_index(self.folder, index)
         return index
+
+    def _other_shard(self, index: CacheIndex) -> int | None:
+        """The first shard of which the index says something else than ``cache.json``."""
+        wanted = [shard["index_sha256"] for shard in self.record["shards"]]
+        return next((n for n, digest in enumerate(wanted) if index_digest(index, n) != digest), None)
 
     def read(self, ordinals: Int[np.ndarray, "n"]) -> Float16[np.ndarray, "n H W D"]:
         """Read maps by ordinal, in the order given.
@@ -281,8 +322,8 @@ class FeatureCache:
             shard = int(self.index.shard[n])
             if shard not in self._files:
                 self._files[shard] = os.open(self.folder / shard_name(shard), os.O_RDONLY)
-            read = os.preadv(self._files[shard], [memoryview(place).cast("B")], int(self.index.offset[n]))
-            if read != place.nbytes or xxhash.xxh3_64_intdigest(place) != int(self.index.checksum[n]):
+            read = os.preadv(self._files[shard], [place.data.cast("B")], int(self.index.offset[n]))
+            if read != place.nbytes or xxhash.xxh3_64_intdigest(place.data) != int(self.index.checksum[n]):
                 raise InputError(
                     f"{self.folder / shard_name(shard)}: the map of image {self.index.image_id[n]!r} is damaged "
                     "(checksum differs); delete this shard and rerun extract.py"
@@ -297,9 +338,10 @@ class FeatureCache:
 
 
 def verify_shards(folder: Path) -> None:
-    """Compare every shard with the SHA-256 in ``cache.json``; the first that differs is named in an InputError."""
+    """Read every shard and compare it with ``cache.json``; the first that differs is named in an InputError."""
     record, _ = read_cache_record(folder)
     for shard in record["shards"]:
-        found = sha256_file(folder / shard["name"])
+        path = folder / shard["name"]
+        found = sha256_file(path) if path.is_file() else "no file"
         if found != shard["sha256"]:
-            raise InputError(f"{folder / shard['name']}: SHA-256 {found[:12]}, cache.json says {shard['sha256'][:12]}")
+            raise InputError(f"{path}: SHA-256 {found[:12]}, cache.json says {shard['sha256'][:12]}")

@@ -10,21 +10,49 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.errors import InputError
+from extract.checkpoint import load_tensors
 from extract.heads import HeadConfig, build_head
+
+Argument = bool | int | float | str | list[int] | list[float] | list[str] | None
+"""Plain values only: for `Any`, jsonargparse makes an object of whatever class a configuration file names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """timm model that turns an image into a feature map."""
 
-    name: str = "convnext_small.fb_in22k_ft_in1k_384"
+    name: str = "resnet18"
     """timm model name."""
 
     pretrained: bool | Path = False
     """False: random weights. True: timm's own, from the hub. A path: a .safetensors file of this timm model."""
 
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Argument] = field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as drop_path_rate or img_size."""
+
+
+def create_timm_model(config: BackboneConfig, channels: int) -> Any:
+    """A timm model without classifier and pooling.
+
+    Raises:
+        InputError: no such model, arguments that it does not take, or weights that are not this model's. timm itself
+            keeps silent about weights that a file does not have, and leaves them random.
+    """
+    fixed: dict[str, Any] = {"num_classes": 0, "global_pool": "", "in_chans": channels}
+    keys: set[str] | None = None
+    if isinstance(config.pretrained, Path):
+        if config.pretrained.suffix != ".safetensors" or not config.pretrained.is_file():
+            raise InputError(f"backbone.pretrained: {config.pretrained} is not a .safetensors file")
+        keys = set(load_tensors(config.pretrained))
+        fixed["pretrained_cfg_overlay"] = {"file": str(config.pretrained)}
+    try:
+        model = timm.create_model(config.name, pretrained=bool(config.pretrained), **fixed, **config.arguments)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"backbone {config.name!r}: {' '.join(str(error).split())[:300]}") from None
+    missing = [key for key in model.state_dict() if keys is not None and key not in keys]
+    if missing:
+        raise InputError(f"{config.pretrained}: no weight {missing[0]!r}, so not a file of {config.name}")
+    return model
 
 
 class Backbone(nn.Module):
@@ -37,25 +65,9 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, channels: int) -> None:
         super().__init__()
-        overlay = {}
-        if isinstance(config.pretrained, Path):
-            if config.pretrained.suffix != ".safetensors" or not config.pretrained.is_file():
-                raise InputError(f"backbone.pretrained: {config.pretrained} is not a .safetensors file")
-            overlay = {"pretrained_cfg_overlay": {"file": str(config.pretrained)}}
-        try:
-            self.model = timm.create_model(
-                config.name,
-                pretrained=bool(config.pretrained),
-                num_classes=0,
-                global_pool="",
-                in_chans=channels,
-                **overlay,
-                **config.arguments,
-            )
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"backbone {config.name!r}: {' '.join(str(error).split())[:300]}") from None
-        self.dim: int = self.model.num_features
-        self.num_prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
+        self.model = create_timm_model(config, channels)
+        self.dim = int(self.model.num_features)
+        self.num_prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
 
     def forward(self, images: Float[Tensor, "B c h w"]) -> Float[Tensor, "B H W D"]:
         """Feature maps, channels last."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from data.shards import (
     shard_name,
 )
 from extract.backbone import ImageClassifier, map_shape
-from extract.checkpoint import check_folder, load_tensors, load_weights
+from extract.checkpoint import check_folder, load_json, load_tensors, load_weights
 from extract.config import ExtractConfig
 from extract.images import ImageDataset, load_batches, plain_requests
 
@@ -48,6 +49,7 @@ def write_cache(
     order = np.lexsort([manifest.images[name].to_numpy(dtype=str) for name in ("image_id", "study_id", "patient_id")])
     manifest, content = manifest.select(order), [content[row] for row in order]
     model, identity = load_best(config, manifest, content)
+    refuse_new_split(config.run_dir / "stage_one", manifest)
     if is_complete(folder, identity):
         log(f"cache: {identity.num_images} maps are there already")
         return
@@ -63,7 +65,12 @@ def write_cache(
     accelerator.wait_for_everyone()
     digests = gather_object([(n, sha256_file(folder / shard_name(n))) for n in numbers])
     if accelerator.is_main_process:
-        finish_cache(folder, identity, provenance(manifest, identity), [digest for _, digest in sorted(digests)])
+        finish_cache(
+            folder,
+            identity,
+            provenance(config.run_dir / "stage_one", manifest, identity),
+            [digest for _, digest in sorted(digests)],
+        )
         (folder / "plan.json").unlink()
         log(f"cache: {identity.num_images} maps in {identity.num_shards} shards, {time.monotonic() - started:.0f} s")
     accelerator.wait_for_everyone()
@@ -74,7 +81,8 @@ def load_best(config: ExtractConfig, manifest: Manifest, content: list[str]) -> 
     best = config.run_dir / "stage_one" / "best"
     check_folder(best)
     torch.manual_seed(derive_seed("weights", config.seed) % 2**32)
-    model = ImageClassifier(config.backbone, config.head, config.image.channels, len(manifest.classes))
+    backbone = replace(config.backbone, pretrained=False)  # every weight comes from best/
+    model = ImageClassifier(backbone, config.head, config.image.channels, len(manifest.classes))
     load_weights(model, load_tensors(best / "model.safetensors"), str(best))
     H, W, D = map_shape(model.backbone, config.image.channels, config.image.size)
     ids = manifest.images[["image_id", "study_id", "patient_id"]].to_numpy(dtype=str).tolist()
@@ -126,7 +134,8 @@ def begin(folder: Path, identity: CacheIdentity, log: Log) -> None:
     plan = folder / "plan.json"
     if plan.exists():
         refuse_other(folder, json.loads(plan.read_text()), identity)
-    for leftover in folder.glob(".tmp-*"):
+    of_unknown_origin = [] if plan.exists() or (folder / "cache.json").exists() else list(folder.glob("*.tar"))
+    for leftover in [*folder.glob(".tmp-*"), *of_unknown_origin]:
         leftover.unlink()
     done = sum(is_shard(folder, n, identity) for n in range(identity.num_shards))
     H, W, D = identity.map_shape
@@ -147,14 +156,12 @@ def is_shard(folder: Path, number: int, identity: CacheIdentity) -> bool:
     path = folder / shard_name(number)
     if not path.exists():
         return False
-    count = min(identity.images_per_shard, identity.num_images - number * identity.images_per_shard)
     try:
-        if len(index_shard(path, number, identity.map_shape)) == count:
-            return True
+        index_shard(path, number, identity)
     except InputError:
-        pass
-    path.unlink()
-    return False
+        path.unlink()
+        return False
+    return True
 
 
 @torch.inference_mode()
@@ -193,13 +200,49 @@ def write_shard(
     writer.close()
 
 
-def provenance(manifest: Manifest, identity: CacheIdentity) -> dict:
+def keep_training_data(stage_dir: Path, train_set: Manifest, val_set: Manifest, finished: bool) -> None:
+    """Write down in ``data.json`` what stage one learns from, or check that it goes on with the same.
+
+    Labels may change once training is finished: the maps do not depend on them.
+
+    Raises:
+        InputError: training was begun with other images, labels or splits.
+    """
+    path = stage_dir / "data.json"
+    digest = hashlib.sha256(f"{train_set.digest} {val_set.digest}".encode()).hexdigest()
+    if not path.exists():
+        patients = sorted(train_set.images["patient_id"].unique())
+        atomic_write(path, json.dumps({"digest": digest, "trained_patients": patients}, indent=1))
+    elif not finished and load_json(path)["digest"] != digest:
+        raise InputError(
+            f"{path}: this training was begun with other images, labels or splits than manifest.csv now holds;"
+            f" delete {stage_dir} to start anew, or choose another run_dir"
+        )
+
+
+def refuse_new_split(stage_dir: Path, manifest: Manifest) -> None:
+    """Refuse to go on with a backbone that was trained on a patient of today's val or test split.
+
+    Raises:
+        InputError: names the first such patient.
+    """
+    trained = set(load_json(stage_dir / "data.json")["trained_patients"])
+    held_out = manifest.images.loc[manifest.images["split"] != "train", "patient_id"]
+    seen = sorted(trained & set(held_out))
+    if seen:
+        raise InputError(
+            f"manifest.csv: {len(seen)} patients of val or test were trained on in {stage_dir}, first {seen[0]}; the"
+            " split changed since then: choose another run_dir, or delete stage_one and cache"
+        )
+
+
+def provenance(stage_dir: Path, manifest: Manifest, identity: CacheIdentity) -> dict:
     """What ``cache.json`` records beside the identity: the table used and who was trained on.
 
     The patients that the backbone learned from stand as keyed hashes (key: the weights' digest), enough for stage two
     to refuse validating or testing on them, useless for finding out who they are without a list to try.
     """
-    trained = manifest.of_split("train").images["patient_id"].unique()
+    trained = load_json(stage_dir / "data.json")["trained_patients"]  # not today's train split, which may have changed
     return {
         "manifest_sha256": manifest.digest,
         "trained_patients": sorted(patient_hash(patient, identity.weights_sha256) for patient in trained),

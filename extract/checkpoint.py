@@ -74,8 +74,11 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder}: not a complete model or checkpoint folder (digests.json is missing)")
     try:
         digests = json.loads(digests_path.read_text())
-    except ValueError:
-        raise InputError(f"{digests_path}: damaged, not readable as JSON") from None
+        wrong = not isinstance(digests, dict) or not digests
+    except (ValueError, RecursionError):
+        wrong = True
+    if wrong:
+        raise InputError(f"{digests_path}: damaged, wanted a JSON object of file names and digests")
     for name, wanted in digests.items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing, although digests.json lists it")
@@ -142,7 +145,7 @@ def newest_checkpoint(stage_dir: Path) -> Path | None:
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimizer's state under the parameters' names: ``exp_avg/head.weight`` and so on."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{kind}/{names[parameter]}": value
         for parameter, state in optimizer.state.items()
@@ -151,11 +154,17 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took, strictly."""
+    """Put back what `optimizer_tensors` took.
+
+    Step counters lie with the parameters, as fused optimizers want them, otherwise on the CPU.
+
+    Raises:
+        InputError: state of a parameter that the model does not have, or of another shape.
+    """
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
-        kind, name = key.split("/", 1)
-        if name not in parameters:
-            raise InputError(f"optimizer.safetensors: state for {name!r}, which the model does not have")
-        place = parameters[name].device if kind != "step" else "cpu"
-        optimizer.state[parameters[name]][kind] = value.to(place)
+        kind, _, name = key.partition("/")
+        if name not in parameters or (kind != "step" and value.shape != parameters[name].shape):
+            raise InputError(f"optimizer.safetensors: state {key!r} does not fit the model")
+        with_parameters = kind != "step" or optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+        optimizer.state[parameters[name]][kind] = value.to(parameters[name].device if with_parameters else "cpu")

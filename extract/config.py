@@ -30,7 +30,7 @@ class CacheConfig:
 class ExtractConfig:
     """Stage one: train a backbone on single images, then cache the feature maps of all images as WebDataset shards.
 
-    Without arguments it runs the embedded default: the chest phantom, built on the spot, into runs/demo.
+    Without --config it reads extract/configs/demo.yaml: the chest phantom, made on the spot, into runs/demo.
     """
 
     run_dir: Path = Path("runs/demo")
@@ -40,7 +40,7 @@ class ExtractConfig:
     seed: int = 0
     """Decides weights, order, augmentation and dropout."""
 
-    epochs: int = 14
+    epochs: int = 10
     """Passes over the training images."""
 
     batch_size: int = 32
@@ -56,28 +56,25 @@ class ExtractConfig:
     """Decay per step of an exponential moving average of the weights, which is then what is validated and cached; 0:
     off."""
 
+    save_steps: int = 1000
+    """Steps between two saves within an epoch (0: none); a save at its end comes always."""
+
     num_workers: int = 2
     """Image-decoding workers per process; 0 decodes in the training process. Changes no result."""
 
     max_rejected: float = 0.01
     """Share of unreadable images above which the run stops; fewer are listed in rejected.csv and left out."""
 
-    image: Preprocessing = field(default_factory=lambda: Preprocessing(size=128))
+    image: Preprocessing = field(default_factory=Preprocessing)
     """From file to network input."""
 
-    augmentation: Augmentation = field(
-        default_factory=lambda: Augmentation(rotate=5, translate=0.05, scale=0.1, brightness=0.1, contrast=0.2)
-    )
+    augmentation: Augmentation = field(default_factory=Augmentation)
     """Random changes to training images."""
 
-    backbone: BackboneConfig = field(
-        default_factory=lambda: BackboneConfig(
-            name="resnet18", arguments={"channels": [32, 64, 128, 256], "output_stride": 16}
-        )
-    )
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Network that makes the feature map."""
 
-    head: HeadConfig = field(default_factory=lambda: HeadConfig(width=192, num_heads=6))
+    head: HeadConfig = field(default_factory=HeadConfig)
     """Classifier over the map, for training and as the single-image baseline."""
 
     loss: LossConfig = field(default_factory=LossConfig)
@@ -93,5 +90,10 @@ class ExtractConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("micro_batch_size", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.max_rejected <= 1:
+            raise ValueError(f"max_rejected must be in [0, 1], got {self.max_rejected}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")

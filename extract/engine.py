@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, KwargsHandler, gather_object
 from jaxtyping import Float
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -45,6 +45,11 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
         if not 0 <= self.warmup_share < 1:
             raise ValueError(f"optimizer.warmup_share must be in [0, 1), got {self.warmup_share}")
+        if not 0 <= self.final_share <= 1:
+            raise ValueError(f"optimizer.final_share must be in [0, 1], got {self.final_share}")
+        for name in ("weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name} must not be negative, got {getattr(self, name)}")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -92,7 +97,7 @@ def sigmoid(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
     return torch.from_numpy(logits).sigmoid().numpy()
 
 
-def ddp_options() -> list[DistributedDataParallelKwargs]:
+def ddp_options() -> list[KwargsHandler]:
     """Buffers are averaged by `average_buffers` after each step, not sent around in each forward pass.
 
     Processes may run different numbers of forward passes per step; a collective inside one would wait forever.

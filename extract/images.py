@@ -1,5 +1,6 @@
 """Images of a manifest, decoded and preprocessed in workers, in an order that the caller decides."""
 
+import signal
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -12,6 +13,9 @@ from data.manifest import Manifest
 from data.order import derive_seed
 from data.transforms import Augmentation, Preprocessing
 
+SECONDS_TO_SAVE = 25
+"""What a training process gets between SIGTERM and the end of its workers."""
+
 Request = tuple[int, int]
 """A manifest row and the seed of its augmentation; the seed is ignored where nothing is augmented."""
 
@@ -22,8 +26,8 @@ class ImageDataset(Dataset):
     def __init__(self, manifest: Manifest, image: Preprocessing, augmentation: Augmentation | None = None) -> None:
         self.manifest, self.image, self.augmentation = manifest, image, augmentation
 
-    def __getitem__(self, request: Request) -> Tensor:
-        row, seed = request
+    def __getitem__(self, index: Request) -> Tensor:
+        row, seed = index
         resized = self.image.resized(read_image(self.manifest.image_path(row), at_least=self.image.size))
         if self.augmentation is not None:
             resized = self.augmentation(resized, seed)
@@ -42,13 +46,20 @@ def load_batches(dataset: ImageDataset, batches: Iterable[list[Request]], num_wo
         collate_fn=torch.stack,
         generator=torch.Generator().manual_seed(0),
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread if num_workers else None,
+        worker_init_fn=_start_worker if num_workers else None,
     )
     return iter(loader)
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)  # workers decode; the training process needs the cores
+def _start_worker(_: int) -> None:
+    """One thread, for the training process needs the cores; and slow to obey signals that a scheduler sends to all.
+
+    The training process decides when to stop, and its workers end with it. A worker that ignored SIGTERM for ever
+    would keep a training process that failed from ending: it terminates its workers and waits for them.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_SAVE))
 
 
 def plain_requests(rows: np.ndarray, batch_size: int) -> list[list[Request]]:

@@ -62,11 +62,12 @@ def multilabel_loss(
     x = logits.float()
     log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
     if config.kind in ("asl", "weighted_asl"):
-        positive = log_not_p.exp() ** config.gamma_pos * log_p
-        shifted = (log_p.exp() - config.margin).clamp(min=0)  # p_m of eq. 5
-        # log(1 - p_m): exact log-sigmoid where nothing is shifted, so that margin 0 stays finite at any logit
-        log_not_shifted = torch.log1p(-shifted) if config.margin > 0 else log_not_p
-        negative = shifted**config.gamma_neg * log_not_shifted
+        positive = torch.exp(config.gamma_pos * log_not_p) * log_p
+        if config.margin > 0:
+            shifted = (log_p.exp() - config.margin).clamp(min=0)  # p_m of eq. 5
+            negative = shifted**config.gamma_neg * torch.log1p(-shifted)
+        else:  # in logarithms, finite at any logit
+            negative = torch.exp(config.gamma_neg * log_p) * log_not_p
     else:
         positive, negative = log_p, log_not_p
     if config.kind.startswith("weighted"):

@@ -4,7 +4,10 @@ Everything random is a pure function of (seed, epoch, step), so weights, optimiz
 whole state; there is no generator to save.
 """
 
+import shutil
 import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torchmetrics import MeanMetric
 
+from data.runs import Log
 from extract.checkpoint import (
     Content,
     check_folder,
@@ -98,14 +102,17 @@ class TrainingState:
             load_weights(self.ema.module, load_tensors(folder / "ema.safetensors"), str(folder / "ema.safetensors"))
         state = load_json(folder / "state.json")
         self.progress = Progress(**state["progress"])
-        if (
-            self.accelerator.is_main_process
-        ):  # its sum is gathered over processes: one holds the past, the others nothing
+        self.running_loss.update(0.0, 0.0)  # changes nothing, but without an update it warns at the epoch's end
+        if self.accelerator.is_main_process:  # sums are gathered over processes: one holds the past, the others nothing
             mean_value, weight = state["running_loss"]
             self.running_loss.mean_value.fill_(mean_value)
             self.running_loss.weight.fill_(weight)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.accelerator.wait_for_everyone()
+        if folder.name == "previous" and self.accelerator.is_main_process:
+            # a damaged last/ must not become previous/ at the next save: a crash then would leave nothing whole
+            shutil.rmtree(stage_dir / "last", ignore_errors=True)
         return True
 
     def load_best(self, stage_dir: Path) -> None:
@@ -123,17 +130,30 @@ class TrainingState:
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into a question asked between two steps; a second signal stops at once."""
+    """SIGTERM and SIGINT: in training they become a question asked after each step, elsewhere they stop at once.
+
+    Outside `deferred`, everything that matters is on disk already. A second signal stops at once everywhere.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._deferring = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None or not self._deferring:
             raise SystemExit(128 + number)
         self.received = number
+
+    @contextmanager
+    def deferred(self) -> Generator[None, None, None]:
+        """Training steps, which must be saved before the process may end."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; the same answer on all."""
@@ -141,3 +161,9 @@ class StopSignal:
             return self.received is not None
         flag = torch.tensor(float(self.received is not None), device=accelerator.device)
         return bool(accelerator.reduce(flag, reduction="sum") > 0)
+
+    def leave_if_asked(self, accelerator: Accelerator, log: Log) -> None:
+        """End the process, now that all is saved, if any process was asked to stop."""
+        if self.agreed(accelerator):
+            log("stopped on request; run the same command to go on")
+            raise SystemExit(128 + (self.received or signal.SIGTERM))

@@ -1,6 +1,6 @@
 """One optimizer step over any number of sub-batches, the same on one process as on many."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -12,6 +12,7 @@ from extract.engine import OptimizerConfig, average_buffers, learning_rate, set_
 from extract.resume import Progress, TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 5
+MAX_SKIPPED_WITH_SCALER = 40  # a gradient scaler halves its scale, 65536 at first, at every such step
 
 
 class NonFiniteGuard:
@@ -20,7 +21,7 @@ class NonFiniteGuard:
     def __init__(self) -> None:
         self.in_a_row = 0
 
-    def skip(self, norm: Tensor, names: list[str], progress: Progress) -> bool:
+    def skip(self, norm: Tensor, names: list[str], progress: Progress, limit: int = MAX_SKIPPED_IN_A_ROW) -> bool:
         """Whether to leave this step out.
 
         Raises:
@@ -31,7 +32,7 @@ class NonFiniteGuard:
             return False
         self.in_a_row += 1
         progress.skipped_steps += 1
-        if self.in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        if self.in_a_row >= limit:
             raise InputError(
                 f"gradients were not finite in {self.in_a_row} steps in a row (last step: {', '.join(names[:5])}); "
                 "lower optimizer.lr, use mixed_precision bf16 or no, or look at these inputs"
@@ -46,7 +47,7 @@ def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
 
 def take_step(
     state: TrainingState,
-    sub_losses: list[Callable[[], Tensor]],
+    sub_losses: Sequence[Callable[[], Tensor]],
     config: OptimizerConfig,
     total_step: int,
     total_steps: int,
@@ -70,11 +71,13 @@ def take_step(
             accelerator.backward(loss)
         step_loss += loss.detach()
     norm = accelerator.clip_grad_norm_(state.model.parameters(), config.clip_norm or float("inf"))
-    scaled = accelerator.scaler is not None  # a gradient scaler skips non-finite steps itself, by design often
-    if scaled or not guard.skip(norm, names, state.progress):
+    scaled = accelerator.scaler is not None
+    skipped = guard.skip(norm, names, state.progress, MAX_SKIPPED_WITH_SCALER if scaled else MAX_SKIPPED_IN_A_ROW)
+    if scaled or not skipped:  # a gradient scaler leaves a non-finite step out itself, and learns from it
         state.optimizer.step()
+    if not skipped:
         state.running_loss.update(step_loss)
+        average_buffers(state.plain_model, accelerator)  # before the average of weights, which takes them over
         if state.ema is not None:
             state.ema.update(state.plain_model, step=total_step)
     state.optimizer.zero_grad()
-    average_buffers(state.plain_model, accelerator)

@@ -6,6 +6,7 @@ B images of a batch, C classes. Batches are global: the same images share a step
 import time
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from data.plots import plot_batch
 from data.runs import Log, keep_config, locked, run_command, write_environment
 from data.scan import scan_images
 from extract.backbone import ImageClassifier
-from extract.cache import write_cache
+from extract.cache import keep_training_data, write_cache
 from extract.checkpoint import Content
 from extract.config import ExtractConfig
 from extract.engine import build_optimizer, ddp_options, finish_epoch, gather_rows, groups_of, sigmoid
@@ -33,10 +34,12 @@ from extract.losses import multilabel_loss, prevalence
 from extract.resume import Progress, StopSignal, TrainingState
 from extract.step import NonFiniteGuard, seed_step, take_step
 
+DEMO = Path(__file__).parent / "configs" / "demo.yaml"
+
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run stage one."""
-    config, resolved_yaml = parse_config(ExtractConfig, argv)
+    config, resolved_yaml = parse_config(ExtractConfig, DEMO, argv)
     run_command(lambda: run(config, resolved_yaml))
 
 
@@ -45,6 +48,7 @@ def run(config: ExtractConfig, resolved_yaml: str) -> None:
     accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=ddp_options())
     with locked(config.run_dir) if accelerator.is_main_process else nullcontext():
         log = Log(config.run_dir, accelerator.is_main_process)
+        log.start("stage one", accelerator.num_processes, accelerator.device.type)
         if accelerator.is_main_process:
             ensure_manifest(config.run_dir)
             keep_config(config.run_dir / "stage_one", resolved_yaml)
@@ -62,6 +66,7 @@ def readable_images(config: ExtractConfig, accelerator: Accelerator, log: Log) -
     The main process opens every file once (when run again, only changed ones); the others read its list.
     """
     manifest = read_manifest(config.run_dir / "manifest.csv")
+    manifest.require_splits()
     with accelerator.main_process_first():
         scan = scan_images(
             manifest,
@@ -85,6 +90,9 @@ def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, acceler
         log(f"stage one: {state.progress.epoch} of {config.epochs} epochs are done already")
     else:
         log(f"stage one: {config.backbone.name}, {len(train_set)} training and {len(val_set)} validation images")
+    if accelerator.is_main_process:
+        keep_training_data(stage_dir, train_set, val_set, finished=state.progress.epoch >= config.epochs)
+    accelerator.wait_for_everyone()
     model_files: dict[str, Content] = {
         "config.yaml": resolved_yaml,
         "classes.json": {"classes": list(manifest.classes)},
@@ -93,7 +101,10 @@ def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, acceler
     groups, stop = groups_of(train_set), StopSignal()
     while state.progress.epoch < config.epochs:
         started = time.monotonic()
-        train_one_epoch(config, train_set, state, stop, model_files, log)
+        with stop.deferred():
+            train_one_epoch(config, train_set, state, stop, stage_dir, model_files, log)
+            state.save(stage_dir, model_files)
+            stop.leave_if_asked(accelerator, log)
         logits = predict_images(config, val_set, state.evaluated_model, accelerator)
         scores = summary(sigmoid(logits), val_set.labels, val_set.classes, groups)
         finish_epoch(state, config.epochs, scores, stage_dir, model_files, log, time.monotonic() - started)
@@ -113,10 +124,11 @@ def train_one_epoch(
     train_set: Manifest,
     state: TrainingState,
     stop: StopSignal,
+    stage_dir: Path,
     model_files: dict[str, Content],
     log: Log,
 ) -> None:
-    """The optimizer steps of one epoch, from where the state stands to its end."""
+    """The optimizer steps of one epoch, from where the state stands to its end, or to the step after a stop signal."""
     accelerator, progress = state.accelerator, state.progress
     epoch, rank = progress.epoch, accelerator.process_index
     batches = epoch_batches(len(train_set), config.batch_size, config.seed, epoch)
@@ -130,7 +142,7 @@ def train_one_epoch(
     def sub_loss(rows: np.ndarray, counts: bool, num_known: int) -> Tensor:
         pixels = next(images).to(accelerator.device, non_blocking=True)
         if accelerator.is_main_process and epoch == progress.step == 0:
-            plot_batch(pixels, train_set.select(rows), config.run_dir / "stage_one" / "batch_0.jpg")
+            plot_batch(pixels, train_set.select(rows), stage_dir / "batch_0.jpg")
         targets = torch.from_numpy(train_set.labels[rows]).to(accelerator.device)
         if not counts:
             targets = torch.full_like(targets, float("nan"))
@@ -147,9 +159,9 @@ def train_one_epoch(
         take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), guard, names)
         progress.step += 1
         if stop.agreed(accelerator):
-            state.save(config.run_dir / "stage_one", model_files)
-            log("stopped on request; run the same command to go on")
-            raise SystemExit(128 + (stop.received or 15))
+            return
+        if config.save_steps and progress.step % config.save_steps == 0:
+            state.save(stage_dir, model_files)
 
 
 def sub_batches(

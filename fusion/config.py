@@ -35,7 +35,7 @@ class GroupingConfig:
 class FusionConfig:
     """Stage two: train the fusion transformer on cached maps, compare it with baselines, write a submission.
 
-    Without arguments it runs the embedded default, after extract.py without arguments.
+    Without --config it reads fusion/configs/demo.yaml, which goes on from extract.py without arguments.
     """
 
     run_dir: Path = Path("runs/demo")
@@ -61,6 +61,9 @@ class FusionConfig:
 
     ema_decay: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then what is kept; 0: off."""
+
+    save_steps: int = 1000
+    """Steps between two saves within an epoch (0: none); a save at its end comes always."""
 
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     """Which images are fused."""

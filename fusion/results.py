@@ -25,8 +25,8 @@ from fusion.grouping import GroupSet
 from fusion.scoring import Scores, group_map, score, table_lines
 from fusion.stage_one import stage_one_logits
 
-Logits = dict[str, Float[np.ndarray, "G C"]]
-"""Per split."""
+Logits = dict[str, np.ndarray]
+"""Values per split, groups or images by classes."""
 
 
 def write_results(
@@ -138,7 +138,9 @@ def submit(config: FusionConfig, out_dir: Path, log: Log) -> None:
         config.test_table,
         one_per_study=True,
     )
-    log(f"submission: {report.rows} rows x {len(report.columns)} columns as in {template}: {out_dir / 'submission.csv'}")
+    log(
+        f"submission: {report.rows} rows x {len(report.columns)} columns as in {template}: {out_dir / 'submission.csv'}"
+    )
 
 
 def own_template(out_dir: Path, predictions: Path) -> Path:

@@ -17,8 +17,8 @@ from fusion.baselines import to_image_rows
 from fusion.config import FusionConfig
 from fusion.grouping import GroupSet
 
-Scores = dict[str, Float[np.ndarray, "G C"]]
-"""Probabilities (or, for the ceiling F, any ranking) of the test groups per method."""
+Scores = dict[str, np.ndarray]
+"""Per method, probabilities of groups (or images) by classes; for the ceiling F, any ranking."""
 
 
 def group_map(probabilities: Float[np.ndarray, "G C"], groups: GroupSet) -> float:

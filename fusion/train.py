@@ -46,9 +46,12 @@ from fusion.model import FusionModel
 from fusion.results import write_results
 
 
+DEMO = Path(__file__).parent / "configs" / "demo.yaml"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run stage two."""
-    config, resolved_yaml = parse_config(FusionConfig, argv)
+    config, resolved_yaml = parse_config(FusionConfig, DEMO, argv)
     run_command(lambda: run(config, resolved_yaml))
 
 
@@ -57,8 +60,10 @@ def run(config: FusionConfig, resolved_yaml: str) -> None:
     accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=ddp_options())
     with locked(config.run_dir) if accelerator.is_main_process else nullcontext():
         log = Log(config.run_dir, accelerator.is_main_process)
+        log.start("stage two", accelerator.num_processes, accelerator.device.type)
         cache = FeatureCache(config.run_dir / "cache")
         manifest = cached_manifest(read_manifest(config.run_dir / "manifest.csv"), cache)
+        manifest.require_splits()
         refuse_trained_patients(manifest, cache)
         if accelerator.is_main_process:
             keep_config(config.run_dir / config.name, resolved_yaml)
@@ -119,7 +124,10 @@ def train_and_predict(
     groups, stop = groups_of(manifest.of_split("train")), StopSignal()
     while state.progress.epoch < config.epochs:
         started = time.monotonic()
-        train_one_epoch(config, sets["train"], cache, state, stop, stage_dir, model_files, log)
+        with stop.deferred():
+            train_one_epoch(config, sets["train"], cache, state, stop, stage_dir, model_files, log)
+            state.save(stage_dir, model_files)
+            stop.leave_if_asked(accelerator, log)
         logits = predict_groups(config, sets["val"], cache, state.evaluated_model, accelerator)
         scores = summary(sigmoid(logits), sets["val"].labels, manifest.classes, groups)
         finish_epoch(state, config.epochs, scores, stage_dir, model_files, log, time.monotonic() - started)
@@ -148,7 +156,7 @@ def train_one_epoch(
     model_files: dict[str, Content],
     log: Log,
 ) -> None:
-    """The optimizer steps of one epoch, from where the state stands to its end."""
+    """The optimizer steps of one epoch, from where the state stands to its end, or to the step after a stop signal."""
     accelerator, progress, epoch = state.accelerator, state.progress, state.progress.epoch
     batches = epoch_batches(len(groups), config.batch_size, config.seed, epoch)
     class_prevalence, guard = prevalence(groups.labels).to(accelerator.device), NonFiniteGuard()
@@ -171,9 +179,9 @@ def train_one_epoch(
         take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), guard, names)
         progress.step += 1
         if stop.agreed(accelerator):
+            return
+        if config.save_steps and progress.step % config.save_steps == 0:
             state.save(stage_dir, model_files)
-            log("stopped on request; run the same command to go on")
-            raise SystemExit(128 + (stop.received or 15))
 
 
 def read_steps(

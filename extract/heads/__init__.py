@@ -25,6 +25,12 @@ class HeadConfig:
     dropout: float = 0.1
     """Dropout inside the ML-Decoder, or before the linear layer."""
 
+    def __post_init__(self) -> None:
+        if min(self.width, self.num_heads) < 1 or self.width % self.num_heads:
+            raise ValueError(f"head.num_heads must divide head.width, got {self.num_heads} and {self.width}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"head.dropout must be in [0, 1), got {self.dropout}")
+
 
 def build_head(config: HeadConfig, dim: int, num_classes: int) -> nn.Module:
     """The configured head over tokens of `dim` features."""
