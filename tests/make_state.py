@@ -1,0 +1,63 @@
+"""A small model in training on the CPU: what the loops hand to the functions they share."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from timm.utils import ModelEmaV3
+from torch import nn
+from torchmetrics import MeanMetric
+
+from extract.engine import OptimizerConfig, build_optimizer
+from extract.resume import Progress, TrainingState
+from extract.step import NonFiniteGuard, take_step
+
+B, D, C = 11, 4, 3
+DEFAULT = OptimizerConfig()
+
+
+@pytest.fixture
+def accelerator():
+    for state in (AcceleratorState, GradientState, PartialState):  # one per process by design; one per test here
+        state._reset_state()
+    return Accelerator(cpu=True)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(D, 6), nn.LayerNorm(6), nn.Linear(6, C)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.norm(self.first(x))))
+
+
+def make_state(accelerator, dtype=torch.float32, decay=0.0):
+    torch.manual_seed(0)
+    model = Net().to(dtype)
+    ema = ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, OptimizerConfig()))
+    return TrainingState(accelerator, prepared, optimizer, ema, MeanMetric(), Progress())
+
+
+def inputs(dtype=torch.float32):
+    rng = torch.Generator().manual_seed(5)
+    return torch.randn(B, D, generator=rng, dtype=dtype), torch.randn(B, C, generator=rng, dtype=dtype)
+
+
+def run_steps(state, cuts, steps=3, start=0, config=DEFAULT, dtype=torch.float32):
+    x, y = inputs(dtype)
+    guard = NonFiniteGuard()
+    for step in range(start, start + steps):
+        edges = [0, *cuts, B]
+        losses = [
+            lambda a=a, b=b, step=step: ((state.model(x[a:b] + step / 10) - y[a:b]) ** 2).sum() / (B * C)
+            for a, b in pairwise(edges)
+        ]
+        take_step(state, losses, config, step, 8, guard, ["a"])
+
+
+def weights(state):
+    return torch.cat([p.detach().flatten() for p in state.plain_model.parameters()])
