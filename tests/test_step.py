@@ -6,7 +6,7 @@ import torch
 
 from data.errors import InputError
 from extract.engine import OptimizerConfig, learning_rate, set_learning_rate
-from extract.step import MAX_SKIPPED_IN_A_ROW, MAX_SKIPPED_WITH_SCALER, NonFiniteGuard, seed_step, take_step
+from extract.step import MAX_SKIPPED_IN_A_ROW, MAX_SKIPPED_WITH_SCALER, seed_step, take_step
 from tests.make_state import DEFAULT, B, accelerator, inputs, make_state, run_steps, weights
 
 __all__ = ["accelerator"]  # a fixture
@@ -31,7 +31,7 @@ def test_the_reported_loss_is_the_mean_over_steps(accelerator):
         return loss
 
     for _ in range(3):
-        take_step(state, [sub_loss], DEFAULT, 4, 8, NonFiniteGuard(), [])
+        take_step(state, [sub_loss], DEFAULT, 4, 8, (), [])
     assert len(set(expected)) == 3
     assert float(state.running_loss.compute()) == pytest.approx(np.mean(expected), rel=1e-6)
 
@@ -44,7 +44,7 @@ def test_the_gradient_of_all_sub_batches_together_is_clipped(accelerator, clip_n
     )
     losses = [lambda rows=rows: (state.model(x[rows]) - y[rows]).square().sum() for rows in (slice(4), slice(4, B))]
     full = torch.autograd.grad((state.model(x) - y).square().sum(), list(state.plain_model.parameters()))
-    take_step(state, losses, OptimizerConfig(clip_norm=clip_norm), 0, 8, NonFiniteGuard(), [])
+    take_step(state, losses, OptimizerConfig(clip_norm=clip_norm), 0, 8, (), [])
     expected = torch.cat([g.flatten() for g in full]).norm() if wanted is None else wanted
     assert float(norms[0]) == pytest.approx(float(expected), rel=1e-4)
     assert all(p.grad is None for p in state.plain_model.parameters()), "nothing leaks into the next step"
@@ -65,12 +65,12 @@ def test_every_step_gets_its_own_rate_scaled_by_the_group(accelerator):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_leaves_everything_as_it_was_and_is_counted(accelerator, value):
-    state, guard = make_state(accelerator, decay=0.9), NonFiniteGuard()
+    state = make_state(accelerator, decay=0.9)
     run_steps(state, [])
     before, averaged = weights(state), torch.cat([p.flatten() for p in state.evaluated_model.parameters()])
     loss, x = float(state.running_loss.compute()), inputs()[0]
     for _ in range(MAX_SKIPPED_IN_A_ROW - 1):
-        take_step(state, [lambda: state.model(x).sum() * value], OptimizerConfig(), 3, 8, guard, ["a"])
+        take_step(state, [lambda: state.model(x).sum() * value], OptimizerConfig(), 3, 8, ["a"])
     assert torch.equal(weights(state), before)
     assert torch.equal(torch.cat([p.flatten() for p in state.evaluated_model.parameters()]), averaged)
     assert state.progress.skipped_steps == MAX_SKIPPED_IN_A_ROW - 1
@@ -82,17 +82,16 @@ def test_a_non_finite_gradient_leaves_everything_as_it_was_and_is_counted(accele
             OptimizerConfig(),
             3,
             8,
-            guard,
             [f"i{n}" for n in range(1, 9)],
         )
 
 
 def test_a_gradient_scaler_gets_time_to_find_its_scale_but_not_for_ever(accelerator):
-    state, guard, x = make_state(accelerator), NonFiniteGuard(), inputs()[0]
+    state, x = make_state(accelerator), inputs()[0]
     accelerator.scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def step():
-        take_step(state, [lambda: state.model(x).sum() * float("inf")], DEFAULT, 3, 8, guard, [])
+        take_step(state, [lambda: state.model(x).sum() * float("inf")], DEFAULT, 3, 8, [])
 
     for _ in range(MAX_SKIPPED_WITH_SCALER - 1):
         step()
@@ -102,10 +101,10 @@ def test_a_gradient_scaler_gets_time_to_find_its_scale_but_not_for_ever(accelera
 
 
 def test_one_good_step_between_makes_the_count_start_anew(accelerator):
-    state, guard, x = make_state(accelerator), NonFiniteGuard(), inputs()[0]
+    state, x = make_state(accelerator), inputs()[0]
     for step in range(3 * MAX_SKIPPED_IN_A_ROW):
         value = 1.0 if step % MAX_SKIPPED_IN_A_ROW == 0 else float("nan")
-        take_step(state, [lambda v=value: state.model(x).sum() * v], OptimizerConfig(), 3, 8, guard, [])
+        take_step(state, [lambda v=value: state.model(x).sum() * v], OptimizerConfig(), 3, 8, [])
     assert state.progress.skipped_steps == 3 * (MAX_SKIPPED_IN_A_ROW - 1)
 
 
