@@ -70,7 +70,9 @@ class Manifest:
         """
         for split in SPLITS:
             if not (self.images["split"] == split).any():
-                raise InputError(f"manifest.csv: no image in split '{split}'; prepare it with other fractions or tables")
+                raise InputError(
+                    f"manifest.csv: no image in split '{split}'; prepare it with other fractions or tables"
+                )
 
     def image_path(self, row: int) -> Path:
         """Where the image of a row lies."""

@@ -201,9 +201,10 @@ def write_shard(
 
 
 def keep_training_data(stage_dir: Path, train_set: Manifest, val_set: Manifest, finished: bool) -> None:
-    """Write down in ``data.json`` what stage one learns from, or check that it goes on with the same.
+    """Write down in ``data.json`` what a stage learns from, or check that it goes on with the same.
 
-    Labels may change once training is finished: the maps do not depend on them.
+    Args:
+        finished: Training is done and its product does not depend on labels, as stage one's maps do not.
 
     Raises:
         InputError: training was begun with other images, labels or splits.

@@ -52,6 +52,9 @@ class Progress:
     skipped_steps: int = 0
     """Steps left out because a gradient was not finite."""
 
+    skipped_in_a_row: int = 0
+    """The latest ones among them, without a good step between."""
+
 
 @dataclass
 class TrainingState:

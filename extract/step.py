@@ -9,35 +9,34 @@ from torch import Tensor
 from data.errors import InputError
 from data.order import derive_seed
 from extract.engine import OptimizerConfig, average_buffers, learning_rate, set_learning_rate
-from extract.resume import Progress, TrainingState
+from extract.resume import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 5
 MAX_SKIPPED_WITH_SCALER = 40  # a gradient scaler halves its scale, 65536 at first, at every such step
 
 
-class NonFiniteGuard:
-    """Skips a step whose gradients are not finite, on all processes alike, and stops a run that goes on like that."""
+def leave_out(norm: Tensor, state: TrainingState, names: list[str]) -> bool:
+    """Whether a step's gradients are not finite, so that it is skipped; the same answer on all processes.
 
-    def __init__(self) -> None:
-        self.in_a_row = 0
-
-    def skip(self, norm: Tensor, names: list[str], progress: Progress, limit: int = MAX_SKIPPED_IN_A_ROW) -> bool:
-        """Whether to leave this step out.
-
-        Raises:
-            InputError: several steps in a row were not finite; names the first images or groups of the last one.
-        """
-        if torch.isfinite(norm):
-            self.in_a_row = 0
-            return False
-        self.in_a_row += 1
-        progress.skipped_steps += 1
-        if self.in_a_row >= limit:
-            raise InputError(
-                f"gradients were not finite in {self.in_a_row} steps in a row (last step: {', '.join(names[:5])}); "
-                "lower optimizer.lr, use mixed_precision bf16 or no, or look at these inputs"
-            )
-        return True
+    Raises:
+        InputError: several steps in a row were not finite, or running statistics (BatchNorm) took such values over;
+            names the first images or groups of the step.
+    """
+    progress = state.progress
+    if torch.isfinite(norm):
+        progress.skipped_in_a_row = 0
+        return False
+    progress.skipped_in_a_row += 1
+    progress.skipped_steps += 1
+    limit = MAX_SKIPPED_IN_A_ROW if state.accelerator.scaler is None else MAX_SKIPPED_WITH_SCALER
+    poisoned = [name for name, buffer in state.plain_model.named_buffers() if not torch.isfinite(buffer).all()]
+    if poisoned or progress.skipped_in_a_row >= limit:
+        what = f"running statistics {poisoned[0]!r} are" if poisoned else "gradients were"
+        raise InputError(
+            f"{what} not finite after {progress.skipped_in_a_row} such steps in a row (last step: {', '.join(names[:5])});"
+            " lower optimizer.lr, use mixed_precision bf16 or no, or look at these inputs"
+        )
+    return True
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
@@ -51,7 +50,6 @@ def take_step(
     config: OptimizerConfig,
     total_step: int,
     total_steps: int,
-    guard: NonFiniteGuard,
     names: list[str],
 ) -> None:
     """Add up the gradients of all sub-batches, clip, and step.
@@ -71,9 +69,10 @@ def take_step(
             accelerator.backward(loss)
         step_loss += loss.detach()
     norm = accelerator.clip_grad_norm_(state.model.parameters(), config.clip_norm or float("inf"))
-    scaled = accelerator.scaler is not None
-    skipped = guard.skip(norm, names, state.progress, MAX_SKIPPED_WITH_SCALER if scaled else MAX_SKIPPED_IN_A_ROW)
-    if scaled or not skipped:  # a gradient scaler leaves a non-finite step out itself, and learns from it
+    skipped = leave_out(norm, state, names)
+    if (
+        accelerator.scaler is not None or not skipped
+    ):  # a gradient scaler leaves a non-finite step out itself, and learns from it
         state.optimizer.step()
     if not skipped:
         state.running_loss.update(step_loss)

@@ -32,7 +32,7 @@ from extract.engine import build_optimizer, ddp_options, finish_epoch, gather_ro
 from extract.images import ImageDataset, load_batches, plain_requests
 from extract.losses import multilabel_loss, prevalence
 from extract.resume import Progress, StopSignal, TrainingState
-from extract.step import NonFiniteGuard, seed_step, take_step
+from extract.step import seed_step, take_step
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -137,7 +137,7 @@ def train_one_epoch(
         [(int(row), derive_seed("augment", config.seed, epoch, int(row))) for row in p] for ps in plan for p, _ in ps
     ]
     images = load_batches(ImageDataset(train_set, config.image, config.augmentation), seeds, config.num_workers)
-    class_prevalence, guard = prevalence(train_set.labels).to(accelerator.device), NonFiniteGuard()
+    class_prevalence = prevalence(train_set.labels).to(accelerator.device)
 
     def sub_loss(rows: np.ndarray, counts: bool, num_known: int) -> Tensor:
         pixels = next(images).to(accelerator.device, non_blocking=True)
@@ -156,7 +156,7 @@ def train_one_epoch(
         num_known = max(1, int((~np.isnan(train_set.labels[batch])).sum()))  # every process knows the global batch
         losses = [partial(sub_loss, rows, counts, num_known) for rows, counts in parts]
         total_step, names = epoch * len(batches) + progress.step, train_set.images["image_id"].iloc[batch].tolist()
-        take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), guard, names)
+        take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), names)
         progress.step += 1
         if stop.agreed(accelerator):
             return

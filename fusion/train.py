@@ -25,12 +25,12 @@ from data.order import derive_seed, epoch_batches, rank_share
 from data.prefetch import prefetch
 from data.runs import Log, keep_config, locked, run_command
 from data.shards import FeatureCache
-from extract.cache import patient_hash
+from extract.cache import keep_training_data, patient_hash
 from extract.checkpoint import Content
 from extract.engine import build_optimizer, ddp_options, finish_epoch, gather_rows, groups_of, sigmoid
 from extract.losses import multilabel_loss, prevalence
 from extract.resume import Progress, StopSignal, TrainingState
-from extract.step import NonFiniteGuard, seed_step, take_step
+from extract.step import seed_step, take_step
 from fusion.config import FusionConfig
 from fusion.grouping import (
     Bucket,
@@ -44,7 +44,6 @@ from fusion.grouping import (
 )
 from fusion.model import FusionModel
 from fusion.results import write_results
-
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -116,6 +115,9 @@ def train_and_predict(
         log(f"{what}: {state.progress.epoch} of {config.epochs} epochs are done already")
     else:
         log(f"{what}: {len(sets['train'])} training and {len(sets['val'])} validation groups")
+    if accelerator.is_main_process:
+        keep_training_data(stage_dir, manifest.of_split("train"), manifest.of_split("val"), finished=False)
+    accelerator.wait_for_everyone()
     model_files: dict[str, Content] = {
         "config.yaml": resolved_yaml,
         "classes.json": {"classes": list(manifest.classes)},
@@ -159,7 +161,7 @@ def train_one_epoch(
     """The optimizer steps of one epoch, from where the state stands to its end, or to the step after a stop signal."""
     accelerator, progress, epoch = state.accelerator, state.progress, state.progress.epoch
     batches = epoch_batches(len(groups), config.batch_size, config.seed, epoch)
-    class_prevalence, guard = prevalence(groups.labels).to(accelerator.device), NonFiniteGuard()
+    class_prevalence = prevalence(groups.labels).to(accelerator.device)
 
     def sub_loss(bucket: Bucket, maps: Tensor, counts: bool, num_known: int) -> Tensor:
         targets = torch.from_numpy(groups.labels[bucket.groups]).to(accelerator.device)
@@ -176,7 +178,7 @@ def train_one_epoch(
         num_known = max(1, int((~np.isnan(groups.labels[batch])).sum()))  # every process knows the global batch
         losses = [partial(sub_loss, bucket, maps, counts, num_known) for bucket, maps in parts]
         total_step, names = epoch * len(batches) + progress.step, [groups.ids[number] for number in batch]
-        take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), guard, names)
+        take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), names)
         progress.step += 1
         if stop.agreed(accelerator):
             return
