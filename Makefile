@@ -19,7 +19,7 @@ test: $(BIN)/.installed lint
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ty check data extract fusion scripts
+	$(BIN)/ty check data extract fusion
 
 clean:
 	rm -rf .venv runs/demo

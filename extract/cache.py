@@ -12,20 +12,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from data.cache import finish_cache, read_cache_record
 from data.errors import InputError
 from data.files import atomic_write, sha256_file
 from data.manifest import Manifest
 from data.order import derive_seed
 from data.runs import Log
-from data.shards import (
-    FLOAT16_MAX,
-    CacheIdentity,
-    ShardWriter,
-    finish_cache,
-    index_shard,
-    read_cache_record,
-    shard_name,
-)
+from data.shards import FLOAT16_MAX, CacheIdentity, ShardWriter, index_shard, shard_name
 from extract.backbone import ImageClassifier, map_shape
 from extract.checkpoint import check_folder, load_json, load_tensors, load_weights
 from extract.config import ExtractConfig

@@ -33,7 +33,7 @@ def leave_out(norm: Tensor, state: TrainingState, names: list[str]) -> bool:
     if poisoned or progress.skipped_in_a_row >= limit:
         what = f"running statistics {poisoned[0]!r} are" if poisoned else "gradients were"
         raise InputError(
-            f"{what} not finite after {progress.skipped_in_a_row} such steps in a row (last step: {', '.join(names[:5])});"
+            f"{what} not finite in {progress.skipped_in_a_row} steps in a row (last step: {', '.join(names[:5])});"
             " lower optimizer.lr, use mixed_precision bf16 or no, or look at these inputs"
         )
     return True

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from data.cache import FeatureCache
 from data.errors import InputError
 from data.groups import group_images
 from data.manifest import Manifest
 from data.order import derive_seed
-from data.shards import FeatureCache
 from data.views import VIEWS
 from fusion.config import GroupingConfig
 

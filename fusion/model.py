@@ -36,7 +36,7 @@ class ModelConfig:
     """Segment embeddings; a group with more views uses them in rounds, nothing is dropped."""
 
     dropout: float = 0.1
-    """Dropout in the transformer."""
+    """Dropout after attention and in the feed-forward layers of the transformer."""
 
     head: HeadConfig = field(default_factory=lambda: HeadConfig(width=192, num_heads=6))
     """Classifier over all tokens of a group."""
@@ -121,7 +121,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads = num_heads
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.feed_forward = nn.Sequential(
@@ -135,9 +135,12 @@ class Block(nn.Module):
         return x + self.drop(self.feed_forward(self.norm_feed_forward(x)))
 
     def attend(self, x: Float[Tensor, "G N E"]) -> Float[Tensor, "G N E"]:
-        """Multi-head self-attention within each group; memory grows linearly with N where torch has a fused kernel."""
+        """Multi-head self-attention within each group.
+
+        Without dropout on the weights: torch's fused CPU kernel, whose memory grows linearly with N, has none.
+        """
         q, k, v = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        heads = F.scaled_dot_product_attention(q, k, v)
         return self.out(heads.transpose(1, 2).flatten(2))
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from data.cache import FeatureCache
 from data.files import atomic_write
 from data.manifest import Manifest, read_manifest
 from data.predictions import write_predictions
 from data.runs import Log
-from data.shards import FeatureCache
 from data.submission import write_submission
 from data.tables import read_table, write_table
 from extract.engine import sigmoid
@@ -101,10 +101,11 @@ def write_split(
     predicted = np.array([owner is not None for owner in owners])
     if not predicted.all():
         log(f"{split}: {(~predicted).sum()} images have no readable image in their group and no prediction")
-    rows = logits[[owner for owner in owners if owner is not None]]
+    rows = [owner for owner in owners if owner is not None]
     images = full.select(predicted).images
-    write_predictions(out_dir / f"logits_{split}.csv", images, rows, full.classes)
-    write_predictions(out_dir / f"predictions_{split}.csv", images, sigmoid(rows), full.classes)
+    write_predictions(out_dir / f"logits_{split}.csv", images, logits[rows], full.classes)
+    # Once per group, then spread: a vectorised sigmoid may differ in the last bit between places of an array.
+    write_predictions(out_dir / f"predictions_{split}.csv", images, sigmoid(logits)[rows], full.classes)
 
 
 def add_ceilings(

@@ -10,9 +10,9 @@ import torch
 import yaml
 from jaxtyping import Float
 
+from data.cache import FeatureCache
 from data.errors import InputError
 from data.files import sha256_file
-from data.shards import FeatureCache
 from extract.checkpoint import check_folder, load_tensors, load_weights
 from extract.heads import HeadConfig, build_head
 from fusion.grouping import GroupSet

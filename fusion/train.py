@@ -17,6 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from data.cache import FeatureCache
 from data.config import parse_config
 from data.errors import InputError
 from data.manifest import Manifest, read_manifest
@@ -24,7 +25,6 @@ from data.metrics import summary
 from data.order import derive_seed, epoch_batches, rank_share
 from data.prefetch import prefetch
 from data.runs import Log, keep_config, locked, run_command
-from data.shards import FeatureCache
 from extract.cache import keep_training_data, patient_hash
 from extract.checkpoint import Content
 from extract.engine import build_optimizer, ddp_options, finish_epoch, gather_rows, groups_of, sigmoid

@@ -70,8 +70,8 @@ BREAKS = [
         3,
         "dropout left on at test time",
         MODEL,
-        "dropout_p=self.dropout if self.training else 0.0)\n        return self.out(heads",
-        "dropout_p=self.dropout)\n        return self.out(heads",
+        "heads = F.scaled_dot_product_attention(q, k, v)",
+        "heads = F.scaled_dot_product_attention(q, k, v, dropout_p=0.1)",
     ),
     Break(
         4,

@@ -64,8 +64,12 @@ if __name__ == "__main__":
                 if ratio >= VISIBLE_CNR:
                     change = np.abs(contrast(patient, findings, name, view, taking, 256)[1])
                     y, x = np.nonzero(change > 0.5 * change.max())
-                    box = (x.min() - 6, y.min() - 6), np.ptp(x) + 12, np.ptp(y) + 12
-                    axes.add_patch(plt.Rectangle(*box, fill=False, edgecolor="#ffb000", linewidth=0.9))
+                    corner, width, height = (float(x.min()) - 6, float(y.min()) - 6), np.ptp(x) + 12.0, np.ptp(y) + 12.0
+                    axes.add_patch(
+                        plt.Rectangle(
+                            corner, float(width), float(height), fill=False, edgecolor="#ffb000", linewidth=0.9
+                        )
+                    )
     for part in (top, *strips):
         part.set_facecolor("black")
         part.subplots_adjust(left=0.003, right=0.997, top=0.9 if part is top else 0.83, bottom=0.0, wspace=0.02)

@@ -6,9 +6,10 @@ import imagecodecs
 import numpy as np
 import pandas as pd
 
+from data.cache import FeatureCache, finish_cache
 from data.files import sha256_file
 from data.manifest import MANIFEST_COLUMNS, Manifest, write_manifest
-from data.shards import CacheIdentity, FeatureCache, ShardWriter, finish_cache, shard_name
+from data.shards import CacheIdentity, ShardWriter, shard_name
 
 CLASSES = ("Edema", "Nodule", "Hernia")
 

@@ -14,8 +14,8 @@ import yaml
 
 import extract.train
 import fusion.train
+from data.cache import FeatureCache, verify_shards
 from data.predictions import read_predictions
-from data.shards import FeatureCache, verify_shards
 from tests.make_data import CLASSES, make_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,6 +248,12 @@ FAULTS = {
         stage_one,
         [],
         "no image in split 'test'",
+    ),
+    "labels that changed since stage two": (
+        lambda run: make_run(run, num_studies=25),
+        stage_two,
+        [],
+        "begun with other images, labels or splits",
     ),
     "no cache": (lambda run: shutil.rmtree(run / "cache"), stage_two, ["--name", "x"], "run extract.py first"),
     "no manifest": (lambda run: os.remove(run / "manifest.csv"), stage_one, [], "no manifest; make one"),

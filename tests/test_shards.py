@@ -10,18 +10,10 @@ import numpy as np
 import pytest
 from webdataset.compat import WebDataset
 
+from data.cache import FeatureCache, finish_cache, verify_shards
 from data.errors import InputError
 from data.files import atomic_write, sha256_file
-from data.shards import (
-    META_KEYS,
-    CacheIdentity,
-    FeatureCache,
-    ShardWriter,
-    finish_cache,
-    npy_header,
-    shard_name,
-    verify_shards,
-)
+from data.shards import META_KEYS, CacheIdentity, ShardWriter, npy_header, shard_name
 
 SHAPE = (2, 3, 5)
 ODD_IDS = [
@@ -159,7 +151,7 @@ def test_a_cache_on_a_read_only_disk_works_without_its_index(tmp_path, monkeypat
     def refuse(*_):
         raise PermissionError(13, "read-only")
 
-    monkeypatch.setattr("data.shards._save_index", refuse)
+    monkeypatch.setattr("data.cache._save_index", refuse)
     np.testing.assert_array_equal(read_all(tmp_path), maps_of(identity()))
 
 
@@ -172,7 +164,7 @@ def test_another_format_is_refused(tmp_path):
     write(tmp_path).close()
     text = (tmp_path / "cache.json").read_text().replace('"format_version": 1', '"format_version": 2')
     record = json.loads(text)
-    from data.shards import record_digest
+    from data.cache import record_digest
 
     atomic_write(tmp_path / "cache.json", json.dumps(record | {"digest": record_digest(record)}))
     with pytest.raises(InputError, match="cache format 2, this version reads 1"):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from data.cache import FeatureCache, verify_shards
 from data.errors import InputError
-from data.shards import FeatureCache, ShardWriter, shard_name, verify_shards
+from data.shards import ShardWriter, shard_name
 from tests.test_shards import ODD_IDS, SHAPE, identity, maps_of, read_all, write
 
 FLIP = 0x10

@@ -31,7 +31,7 @@ def test_the_reported_loss_is_the_mean_over_steps(accelerator):
         return loss
 
     for _ in range(3):
-        take_step(state, [sub_loss], DEFAULT, 4, 8, (), [])
+        take_step(state, [sub_loss], DEFAULT, 4, 8, [])
     assert len(set(expected)) == 3
     assert float(state.running_loss.compute()) == pytest.approx(np.mean(expected), rel=1e-6)
 
@@ -44,7 +44,7 @@ def test_the_gradient_of_all_sub_batches_together_is_clipped(accelerator, clip_n
     )
     losses = [lambda rows=rows: (state.model(x[rows]) - y[rows]).square().sum() for rows in (slice(4), slice(4, B))]
     full = torch.autograd.grad((state.model(x) - y).square().sum(), list(state.plain_model.parameters()))
-    take_step(state, losses, OptimizerConfig(clip_norm=clip_norm), 0, 8, (), [])
+    take_step(state, losses, OptimizerConfig(clip_norm=clip_norm), 0, 8, [])
     expected = torch.cat([g.flatten() for g in full]).norm() if wanted is None else wanted
     assert float(norms[0]) == pytest.approx(float(expected), rel=1e-4)
     assert all(p.grad is None for p in state.plain_model.parameters()), "nothing leaks into the next step"

@@ -20,6 +20,7 @@ from data.phantom.constants import (
     TYPE_SHARES,
     VIEW_SETS,
     VISIBILITY,
+    View,
 )
 
 CLASSES = tuple(sorted(VISIBILITY))  # the simulated classes that have bodies
@@ -34,7 +35,7 @@ class Study:
     seed: int
     findings: dict[str, int]
     labels: frozenset[str]
-    views: tuple[str, ...]
+    views: tuple[View, ...]
 
     @property
     def truth(self) -> frozenset[str]:

@@ -83,7 +83,7 @@ MISSED_SHARE = 0.03  # of positive labels flipped to 0; as many negatives of the
 
 # Studies per patient: geometric. Views per study and their kinds follow CXR-LT's training table.
 MORE_STUDIES = 0.29
-VIEW_SETS: dict[tuple[str, ...], float] = {
+VIEW_SETS: dict[tuple[View, ...], float] = {
     ("AP",): 0.372,
     ("PA",): 0.057,
     ("LATERAL",): 0.017,

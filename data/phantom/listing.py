@@ -48,8 +48,9 @@ def cohort_pictures(num_studies: tuple[int, int, int], seed: int) -> Iterator[Pi
                     image_seed = int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0])
                     image_id = _image_id(f"{seed}/{study_id}/{number}")
                     position = _view_position(view, image_seed)
-                    ids = (patient_id, study_id, image_id)
-                    yield Picture(patient.seed, *ids, split, study, view, image_seed, position)
+                    yield Picture(
+                        patient.seed, patient_id, study_id, image_id, split, study, view, image_seed, position
+                    )
 
 
 def _distinct(random: np.random.Generator, first: int, count: int) -> list[str]:

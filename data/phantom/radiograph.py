@@ -49,7 +49,7 @@ def sample_taking(view: View, seed: int) -> Taking:
         shift=(float(shift[0]), float(shift[1])),
         distance=float(random.uniform(0.97, 1.03)),
     )
-    margins = tuple(float(m) for m in np.maximum(random.normal(-0.6, 1.0, 4), 0))
+    left, top, right, bottom = (float(m) for m in np.maximum(random.normal(-0.6, 1.0, 4), 0))
     place = (float(random.uniform(15.5, 17.0)), float(random.uniform(-18.5, -14.5)))
     return Taking(
         pose=pose,
@@ -57,7 +57,7 @@ def sample_taking(view: View, seed: int) -> Taking:
         exposure=float(np.exp(random.normal(0, 0.15))),
         contrast=float(np.exp(random.normal(0, 0.06))),
         brightness=float(random.normal(0, 0.12)),
-        margins=margins,
+        margins=(left, top, right, bottom),
         letter=place if random.random() < 0.6 else None,
         noise_seed=int(random.integers(0, 2**31)),
     )

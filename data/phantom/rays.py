@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import product
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from data.phantom.bodies import Box, Convex, Ellipsoid, HalfSpace
 
 Window = tuple[slice, slice]
-Interval = tuple[np.ndarray | np.float32, np.ndarray | np.float32]  # t of entering and leaving, per ray
+Interval = tuple[Any, Any]  # t of entering and leaving: an array per ray, or a scalar where it is the same for all
 NEVER, ALWAYS = np.float32(0), np.float32(1)  # t of the source and of the detector
 
 

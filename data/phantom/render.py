@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data.phantom.anatomy import Chest
-from data.phantom.bodies import Body, Convex, rotation
+from data.phantom.bodies import Body, Convex, Ellipsoid, rotation
 from data.phantom.constants import (
     ANATOMICAL_FLOOR,
     ANATOMICAL_GRAIN,
@@ -51,6 +51,7 @@ def beam(view: View, chest: Chest, size: int, pose: Pose | None = None) -> Rays:
     distance, gap = SOURCE_DISTANCE[view] * pose.distance, DETECTOR_GAP[view]
     towards, right = DIRECTIONS[view]
     torso = chest.torso[0]
+    assert isinstance(torso, Ellipsoid)
     reach = np.sqrt(np.diag(np.linalg.inv(torso.matrix)))  # of the chest wall along x, y, z
     wall = float(np.abs(towards) @ ((np.array(towards) * torso.center + reach) * chest.scale)) + gap
     spin = rotation((0, 0, pose.turn)) @ rotation((0, pose.tilt, 0) if view != "LATERAL" else (pose.tilt, 0, 0))
@@ -109,8 +110,9 @@ def _shapes(chest: Chest) -> list[Convex]:
 
 
 def _path(body: Body, shadows: Shadows, lungs: _Lungs, window: Window) -> np.ndarray | float:
-    if len(body.inside) == 1 and not body.outside and not body.in_lung:
-        return shadows.chord(body.inside[0], window)
+    shape = body.inside[0]
+    if len(body.inside) == 1 and isinstance(shape, Ellipsoid) and not body.outside and not body.in_lung:
+        return shadows.chord(shape, window)
     inside = shadows.interval(body.inside, window)
     parts = [inside]
     if body.outside:
