@@ -1,5 +1,6 @@
 """Pictures of a run that need no viewer: curves and what the network sees."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -46,7 +47,7 @@ def plot_progress(stage_dir: Path) -> None:
 def plot_batch(pixels: Float[Tensor, "B c S S"], images: Manifest, path: Path) -> None:
     """Draw up to 16 network inputs of a batch, with view and positive classes: what the network sees."""
     count = min(16, len(pixels))
-    figure = Figure(figsize=(11, 3.1 * -(-count // 4)), layout="constrained")
+    figure = Figure(figsize=(11, 3.3 * -(-count // 4)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(-(-count // 4), 4, squeeze=False)).flatten()
     for place, axis in enumerate(axes):
         axis.axis("off")
@@ -55,6 +56,6 @@ def plot_batch(pixels: Float[Tensor, "B c S S"], images: Manifest, path: Path) -
         axis.imshow(pixels[place, 0].cpu().numpy(), cmap="gray")
         positive = [name for name, y in zip(images.classes, images.labels[place], strict=True) if y > 0.5]
         title = ", ".join(positive) or "none"
-        axis.set_title(f"{images.images['view'].iat[place]}: {title[:44]}", fontsize=8)
+        axis.set_title("\n".join(textwrap.wrap(f"{images.images['view'].iat[place]}: {title}", 32)[:3]), fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
