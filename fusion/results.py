@@ -71,6 +71,12 @@ def write_results(
     for line in lines:
         log(line)
     submit(config, out_dir, log)
+    if config.grouping.by == "study":
+        options = f"--config {out_dir / 'config.yaml'} --grouping.by patient --name {config.name}_patient"
+        log(f"upload {out_dir / 'submission.zip'}, or fuse by patient")
+        log(f"next: accelerate launch train_fusion.py {options}")
+    else:
+        log(f"next: compare {out_dir / 'table.txt'} with the other runs in {config.run_dir}")
 
 
 def in_row_order(values: Float[np.ndarray, "N C"], groups: GroupSet) -> Float[np.ndarray, "N C"]:
