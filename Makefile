@@ -1,4 +1,4 @@
-# make demo   X-rays to submission and table, from nothing (no data, no GPU): about ten minutes on two cores
+# make demo   X-rays to submission and table, from nothing (no data, no GPU): about 14 minutes on two cores, installation included
 # make test   everything that is checked, from nothing
 PYTHON ?= python3
 BIN := .venv/bin

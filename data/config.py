@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ def parse_config(config_class: type[Config], base: Path, argv: list[str] | None 
 
     A key or value that does not fit ends the program with status 2 and one line naming the key.
     """
-    parser = ArgumentParser(description=config_class.__doc__, allow_abbrev=False)
+    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; may be repeated, later files and options win.")
     parser.add_class_arguments(config_class)
     words = sys.argv[1:] if argv is None else argv
@@ -41,8 +42,9 @@ def parse_config(config_class: type[Config], base: Path, argv: list[str] | None 
         fields = vars(parser.instantiate(arguments))
         del fields["config"]
         return config_class(**fields), parser.dump(arguments, skip_unset=False)
-    except ValueError as error:
-        parser.error(str(error))
+    except (ValueError, ArgumentError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def config_files(words: list[str]) -> list[Path]:
