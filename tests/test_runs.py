@@ -74,6 +74,7 @@ def test_another_configuration_is_refused_naming_its_key(tmp_path):
 def test_workers_and_the_folders_own_name_may_change(tmp_path):
     keep_config(tmp_path, "num_workers: 2\nrun_dir: runs/a\n")
     keep_config(tmp_path, f"num_workers: 0\nrun_dir: {tmp_path}\n")
+    assert (tmp_path / "config.yaml").read_text() == "num_workers: 2\nrun_dir: runs/a\n", "the first stays on record"
 
 
 @pytest.mark.parametrize("damaged", ["", "a: [1", "- a\n", "\x00"])
