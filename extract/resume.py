@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
@@ -113,7 +114,7 @@ class TrainingState:
 
     def save(self, stage_dir: Path, model_files: dict[str, Content]) -> None:
         """Write ``last/``, keeping the former one as ``previous/``; every process calls, the main one writes."""
-        totals = self.accelerator.reduce(torch.stack([self.running_loss.mean_value, self.running_loss.weight]))
+        sums = self.accelerator.gather(torch.stack([self.running_loss.mean_value, self.running_loss.weight])[None])
         if self.accelerator.is_main_process:
             files = dict(model_files)
             files["model.safetensors"] = self.plain_model.state_dict()
@@ -122,7 +123,7 @@ class TrainingState:
             refuse_non_finite(files)
             files["state.json"] = {
                 "progress": asdict(self.progress),
-                "running_loss": totals.tolist(),
+                "running_loss": sums.tolist(),  # of each process: added up, they would round otherwise later on
                 "scaler": self._scaler_state(),
             }
             save_folder(stage_dir / "last", files, keep=stage_dir / "previous")
@@ -146,11 +147,7 @@ class TrainingState:
             load_weights(average, load_tensors(folder / name), str(folder / name))
         state = load_json(folder / "state.json")
         self.progress = Progress(**state["progress"])
-        self.running_loss.update(0.0, 0.0)  # changes nothing, but without an update it warns at the epoch's end
-        if self.accelerator.is_main_process:  # sums are gathered over processes: one holds the past, the others nothing
-            mean_value, weight = state["running_loss"]
-            self.running_loss.mean_value.fill_(mean_value)
-            self.running_loss.weight.fill_(weight)
+        self._resume_loss(torch.tensor(state["running_loss"]))
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.accelerator.wait_for_everyone()
@@ -158,6 +155,14 @@ class TrainingState:
             # a damaged last/ must not become previous/ at the next save: a crash then would leave nothing whole
             shutil.rmtree(stage_dir / "last", ignore_errors=True)
         return True
+
+    def _resume_loss(self, sums: Float[Tensor, "P 2"]) -> None:
+        """Give each process its own sum and weight back; with another number of processes, the first one takes all."""
+        process, same = self.accelerator.process_index, len(sums) == self.accelerator.num_processes
+        own = sums[process] if same else sums.sum(0) * (process == 0)
+        self.running_loss.update(0.0, 0.0)  # changes nothing, but without an update it warns at the epoch's end
+        self.running_loss.mean_value.fill_(own[0])
+        self.running_loss.weight.fill_(own[1])
 
     def load_best(self, stage_dir: Path) -> None:
         """Put the weights of ``best/`` into the model."""

@@ -1,11 +1,10 @@
-"""What test_processes.py starts on 1, 2 and 3 processes: python tests/drive_training.py JOB FOLDER ..."""
+"""What test_processes.py runs on 1, 2 and 3 processes."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
@@ -168,13 +167,17 @@ def fusion_config(run_dir: Path, batch_size: int) -> FusionConfig:
     return FusionConfig(run_dir=run_dir, batch_size=batch_size, model=ModelConfig(width=8, num_heads=2, head=head))
 
 
-if __name__ == "__main__":
-    job, folder, *rest = sys.argv[1:]
-    if job == "float64":
-        float64(Path(folder))
-    elif job == "visits":
-        visits(Path(folder), int(rest[0]))
-    elif job == "counts":
-        counts(Path(folder))
-    else:
-        raise SystemExit(f"no job {job}")
+def child(rank, num_processes, port, output, job, folder, *arguments) -> None:
+    """One of the processes: the environment that a launcher gives, the job, and all it prints in a file."""
+    os.environ |= {"ACCELERATE_USE_CPU": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+    if num_processes == 1:
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            del os.environ[name]
+    file = os.open(output, os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    assert Accelerator().num_processes == num_processes
+    {"float64": float64, "visits": visits, "counts": counts}[job](Path(folder), *arguments)
+    sys.stdout.flush()

@@ -13,10 +13,9 @@ import safetensors.torch
 from data.manifest import read_manifest
 from data.predictions import read_predictions
 from data.scan import scan_images
-from tests.launch import CONFIGS, SECONDS, finish, launch, start
+from tests.launch import CONFIGS, SECONDS, drive, finish, launch, start
 from tests.make_data import make_run
 
-DRIVER = "tests/drive_training.py"
 pytestmark = pytest.mark.slow
 
 
@@ -36,7 +35,7 @@ def doubles(tmp_path_factory):
     for number in (1, 2, 3):
         folders[number] = tmp_path_factory.mktemp("double") / f"on_{number}"
         make_run(folders[number])
-        out = launch(DRIVER, "float64", folders[number], num_processes=number)
+        out = drive("float64", folders[number], num_processes=number)
         assert f"stage two on {number} process" in out
     return folders
 
@@ -64,7 +63,7 @@ def test_with_fixed_weights_three_processes_write_the_shards_of_one(doubles, tmp
     run_dir = tmp_path / "run"
     shutil.copytree(doubles[1], run_dir, ignore=shutil.ignore_patterns("cache", "fusion"))
     shutil.copytree(doubles[1] / "stage_one", run_dir / "stage_one", dirs_exist_ok=True)
-    launch(DRIVER, "float64", run_dir, num_processes=3)  # stage one is finished already
+    drive("float64", run_dir, num_processes=3)  # stage one is finished already
     names = sorted(path.name for path in (doubles[1] / "cache").iterdir())
     assert names == sorted(path.name for path in (run_dir / "cache").iterdir())
     for name in names:
@@ -75,7 +74,7 @@ def test_a_run_stopped_mid_epoch_goes_on_over_2_1_and_3_processes_with_each_grou
     run_dir = tmp_path / "run"
     shutil.copytree(doubles[1], run_dir, ignore=shutil.ignore_patterns("fusion"))
     for number, stop_after in ((2, 2), (1, 3), (3, 2), (2, 99)):  # 2 + 3 + 2 + 2 steps of 3 epochs of 3
-        out = launch(DRIVER, "visits", run_dir, stop_after, num_processes=number)
+        out = drive("visits", run_dir, stop_after, num_processes=number)
         assert f"world {number}" in out
         for path in sorted(run_dir.glob("visits-*.jsonl")):
             path.rename(run_dir / f"{path.stem}-{number}-{stop_after}.done")
@@ -88,14 +87,14 @@ def test_a_run_stopped_mid_epoch_goes_on_over_2_1_and_3_processes_with_each_grou
     assert all(sorted(ids) == wanted for ids in seen.values())
     whole = tmp_path / "whole"
     shutil.copytree(doubles[1], whole, ignore=shutil.ignore_patterns("fusion"))
-    launch(DRIVER, "visits", whole, 99, num_processes=1)
+    drive("visits", whole, 99, num_processes=1)
     difference = largest_difference(weights(whole / "fusion" / "last"), weights(run_dir / "fusion" / "last"))
     assert difference < 2e-5, "single precision"
 
 
 @pytest.mark.parametrize("number", [2, 3])
 def test_0_to_7_images_shards_and_groups_end_without_a_hang(tmp_path, number):
-    assert launch(DRIVER, "counts", tmp_path, num_processes=number).count(f"counted on {number}") == number
+    assert drive("counts", tmp_path, num_processes=number).count(f"counted on {number}") == number
 
 
 @pytest.fixture(scope="module")
