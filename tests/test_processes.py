@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from data.manifest import read_manifest
 from data.predictions import read_predictions
@@ -35,7 +36,7 @@ def doubles(tmp_path_factory):
     for number in (1, 2, 3):
         folders[number] = tmp_path_factory.mktemp("double") / f"on_{number}"
         make_run(folders[number])
-        out = drive("float64", folders[number], num_processes=number)
+        out = drive("train", folders[number], torch.float64, num_processes=number)
         assert f"stage two on {number} process" in out
     return folders
 
@@ -63,7 +64,7 @@ def test_with_fixed_weights_three_processes_write_the_shards_of_one(doubles, tmp
     run_dir = tmp_path / "run"
     shutil.copytree(doubles[1], run_dir, ignore=shutil.ignore_patterns("cache", "fusion"))
     shutil.copytree(doubles[1] / "stage_one", run_dir / "stage_one", dirs_exist_ok=True)
-    drive("float64", run_dir, num_processes=3)  # stage one is finished already
+    drive("train", run_dir, torch.float64, num_processes=3)  # stage one is finished already
     names = sorted(path.name for path in (doubles[1] / "cache").iterdir())
     assert names == sorted(path.name for path in (run_dir / "cache").iterdir())
     for name in names:
