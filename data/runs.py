@@ -27,6 +27,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "numpy",
 HARMLESS_KEYS = {  # may change between two starts of one run: training does not depend on them
     *("num_workers", "run_dir", "max_rejected", "save_steps"),
     *("template", "test_table", "truth_dir", "bootstrap_replicates"),
+    *(f"cache.{name}" for name in ("dtype", "pool", "flip", "augmented", "shard_megabytes", "batch_size")),
 }
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 

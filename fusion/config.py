@@ -25,6 +25,10 @@ class GroupingConfig:
     type_dropout: float = 0.1
     """Probability that training hides a view's type, so that images without one are served too."""
 
+    draw_variants: bool = True
+    """Where the cache holds flipped or augmented maps of an image, training draws one of all its maps at each visit;
+    validation and test take the plain one."""
+
     def __post_init__(self) -> None:
         for name in ("view_dropout", "type_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -40,6 +44,9 @@ class FusionConfig:
 
     run_dir: Path = Path("runs/demo")
     """Run folder with manifest.csv and cache/ of stage one."""
+
+    cache_dir: Path | None = None
+    """Feature cache; run_dir/cache unless given, for example a converted or an out-of-fold one."""
 
     name: str = "fusion"
     """Folder in `run_dir` that receives everything."""
@@ -64,6 +71,9 @@ class FusionConfig:
 
     save_steps: int = 1000
     """Steps between two saves within an epoch (0: none); a save at its end comes always."""
+
+    num_workers: int = 2
+    """Threads per process that read maps ahead. Changes no result."""
 
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     """Which images are fused."""
@@ -94,7 +104,7 @@ class FusionConfig:
     """Patient bootstrap replicates behind every interval."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "bootstrap_replicates"):
+        for name in ("epochs", "batch_size", "num_workers", "bootstrap_replicates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one"}:
