@@ -18,7 +18,7 @@ from jaxtyping import Int
 from data.cache import FeatureCache, finish_cache, read_cache_record
 from data.errors import InputError
 from data.files import atomic_write, sha256_file
-from data.runs import locked
+from data.lock import locked
 from data.shard_index import is_whole_shard
 from data.shards import FOLD, CacheIdentity, ShardWriter, bytes_per_image, shard_name
 from data.storage import encode_maps, pool_maps

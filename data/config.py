@@ -32,7 +32,7 @@ def parse_config(config_class: type[Config], base: Path, argv: list[str] | None 
     parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; may be repeated, later files and options win.")
     parser.add_class_arguments(config_class)
-    words = sys.argv[1:] if argv is None else argv
+    words = spell_out_flags(sys.argv[1:] if argv is None else argv, config_class)
     try:
         if not config_files(words):
             words = ["--config", str(base), *words]
@@ -45,6 +45,13 @@ def parse_config(config_class: type[Config], base: Path, argv: list[str] | None 
     except (ValueError, ArgumentError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def spell_out_flags(words: list[str], config_class: Any) -> list[str]:
+    """``--trial`` alone, followed by no value, means ``--trial true``."""
+    flags = {f"--{part.name}" for part in dataclasses.fields(config_class) if part.type is bool}
+    pairs = itertools.zip_longest(words, words[1:])
+    return [f"{word}=true" if word in flags and after not in ("true", "false") else word for word, after in pairs]
 
 
 def config_files(words: list[str]) -> list[Path]:

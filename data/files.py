@@ -14,7 +14,8 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    with open(temporary, "wb") as file:
+    temporary.unlink(missing_ok=True)  # a leftover, or a link planted there to be written through
+    with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

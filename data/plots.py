@@ -22,7 +22,8 @@ def plot_progress(stage_dir: Path) -> None:
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(epochs, [row["train_loss"] for row in rows], color=BLUE, marker="o", markersize=3)
+    losses = [np.nan if row["train_loss"] is None else row["train_loss"] for row in rows]  # None: no step was taken
+    left.plot(epochs, losses, color=BLUE, marker="o", markersize=3)
     left.set(xlabel="epoch", ylabel="training loss")
     for key, label, color in (("mAP", "mAP", ORANGE), ("mAUROC", "mAUROC", GREY)):
         right.plot(

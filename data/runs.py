@@ -1,17 +1,17 @@
 """A run folder tells its whole story: configuration, environment, log, curves; and has one writer."""
 
+import ctypes
 import datetime
 import errno
-import fcntl
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
-import socket
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,56 +19,82 @@ import yaml
 from tqdm import tqdm
 
 from data.config import flatten
-from data.errors import InputError
+from data.errors import InputError, tell_launcher
 from data.files import atomic_write
+from data.lock import FolderInUseError
 
 Item = TypeVar("Item")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "numpy", "pandas", "pydicom", "imagecodecs")
 HARMLESS_KEYS = {  # may change between two starts of one run: training does not depend on them
-    *("num_workers", "run_dir", "max_rejected", "save_steps"),
+    *("num_workers", "run_dir", "max_rejected", "save_steps", "dry_run", "trial", "resume"),
     *("template", "test_table", "truth_dir", "bootstrap_replicates"),
     *(f"cache.{name}" for name in ("dtype", "pool", "flip", "augmented", "shard_megabytes", "batch_size")),
 }
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was aborted", "Broken pipe")
+PR_SET_PDEATHSIG = 1
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Run a command; an `InputError` or a disk that takes no more becomes one line and status 1, an interrupt 130."""
+def run_command(main: Callable[[], None], run_dir: Path | None = None) -> None:
+    """Run a command: what a user can mend becomes one line and status 1, a signal 128 plus its number.
+
+    The error is the last thing this process prints, and the last line of the run's ``log.txt``. When it is one of
+    several processes, it is handed to their launcher as well, which prints the first one it got.
+    """
+    follow_launcher()
     try:
         main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except BaseException as error:
+        line = _one_line(error)
+        if line is None:
+            if isinstance(error, Exception):
+                tell_launcher(error)
+            end_workers()
             raise
-        print(f"error: {error.filename or 'writing'}: {error.strerror}; run the same command again", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+        error.with_traceback(None)  # its frames hold loaders, and those their workers
+        print(line, file=sys.stderr, flush=True)
+        if run_dir is not None and (run_dir / "log.txt").exists() and _belongs_in_log(error):
+            _append(run_dir / "log.txt", line)
+        if isinstance(error, Exception):
+            tell_launcher(error)
+        end_workers()
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
 
 
-@contextmanager
-def locked(folder: Path) -> Generator[None, None, None]:
-    """Hold `folder` for one writer; a second one is refused at once, naming the first.
+def _one_line(error: BaseException) -> str | None:
+    """What to print for an error that needs no traceback; None for one that does."""
+    if isinstance(error, InputError):
+        return f"error: {error}"
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"error: {error.filename or 'writing'}: {error.strerror}; run the same command again"
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_GONE):
+        return "error: another process of this run has failed or was stopped; its message says why"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; run the same command again to go on"
+    return None
 
-    The lock is the kernel's (flock): it vanishes with its process, so a killed run never leaves a folder locked.
+
+def _belongs_in_log(error: BaseException) -> bool:
+    """Not what only follows from another process's error, nor what a second start finds."""
+    return not isinstance(error, RuntimeError | FolderInUseError)
+
+
+def end_workers() -> None:
+    """End this process's children now: they are slow to obey SIGTERM, and Python would wait for them at its exit."""
+    if children := multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as failed
+        for child in children:
+            child.kill()
+
+
+def follow_launcher() -> None:
+    """Ask the kernel for SIGTERM when `accelerate launch` dies, so that no orphan goes on writing to the run folder.
+
+    With one process, the launcher does not pass signals on. A process started from a shell is left alone: nohup and
+    closed terminals work as always.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"{folder}: another run is writing here ({file.read().strip()}); wait or stop it"
-            ) from None
-        file.truncate(0)
-        started = datetime.datetime.now().isoformat(timespec="seconds")
-        file.write(f"pid {os.getpid()} on {socket.gethostname()} since {started}")
-        file.flush()
-        yield
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def keep_config(stage_dir: Path, resolved_yaml: str) -> None:
@@ -128,6 +154,11 @@ def write_environment(run_dir: Path, device: str) -> None:
     atomic_write(run_dir / "environment.json", json.dumps(record, indent=1))
 
 
+def _append(path: Path, line: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} {line}\n")
+
+
 class Log:
     """Lines for people, on the console and in ``log.txt``; only the main process speaks."""
 
@@ -138,8 +169,7 @@ class Log:
         """Print a line above any progress bar and append it, with the time, to the log."""
         if self.speaks:
             tqdm.write(line)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} {line}\n")
+            _append(self.path, line)
 
     def start(self, stage: str, num_processes: int, device: str) -> None:
         """The first line of a stage."""

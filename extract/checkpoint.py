@@ -143,6 +143,18 @@ def newest_checkpoint(stage_dir: Path) -> Path | None:
     return None
 
 
+def named_checkpoint(folder: Path) -> Path:
+    """A resume folder that the user named, whole.
+
+    Raises:
+        InputError: it is damaged, or has no resume state (``best/`` has none).
+    """
+    check_folder(folder)
+    if not (folder / "state.json").is_file():
+        raise InputError(f"{folder}: a model without resume state; resume from a last/ or previous/ folder")
+    return folder
+
+
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimizer's state under the parameters' names: ``exp_avg/head.weight`` and so on."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}

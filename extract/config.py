@@ -1,16 +1,15 @@
 """Every choice of stage one."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from data.shards import PLAIN
 from data.storage import Storage
 from data.transforms import Augmentation, Preprocessing
 from extract.backbone import BackboneConfig
-from extract.engine import OptimizerConfig
 from extract.heads import HeadConfig
 from extract.losses import LossConfig
+from extract.options import TrainingConfig
 
 FLIP = "flip"
 
@@ -53,37 +52,21 @@ class CacheConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(TrainingConfig):
     """Stage one: train a backbone on single images, then cache the feature maps of all images as WebDataset shards.
 
     Without --config it reads extract/configs/demo.yaml: the chest phantom, made on the spot, into runs/demo.
     """
 
-    run_dir: Path = Path("runs/demo")
-    """Run folder, shared by both stages; holds manifest.csv (made by scripts/prepare.py) and receives stage_one/ and
-    cache/."""
-
-    seed: int = 0
-    """Decides weights, order, augmentation and dropout."""
-
-    epochs: int = 10
-    """Passes over the training images."""
-
-    batch_size: int = 32
-    """Images per optimizer step, over all processes together."""
-
     micro_batch_size: int = 0
     """Largest number of images per forward pass and process, to bound memory; 0: no limit. Gradients add up exactly."""
 
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast type of the forward pass."""
+    channels_last: bool = False
+    """Keep images and convolutions channels last in memory; faster on GPUs for DenseNet and ResNet, nothing on CPU."""
 
-    ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then what is validated and cached; 0:
-    off."""
-
-    save_steps: int = 1000
-    """Steps between two saves within an epoch (0: none); a save at its end comes always."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate per layer of the backbone, counted from its end; 0.6 to 0.9 for fine-tuning a
+    pretrained one, 1 for the same rate everywhere. The head always has the full rate."""
 
     num_workers: int = 2
     """Image-decoding workers per process (threads while caching, where 0 means one); 0 decodes in the training process.
@@ -107,22 +90,17 @@ class ExtractConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     """Training loss."""
 
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimizer and schedule."""
-
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Feature shards."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
         for name in ("micro_batch_size", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected must be in [0, 1], got {self.max_rejected}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
         if self.cache.augmented and self.augmentation == Augmentation():
             raise ValueError("cache.augmented: the augmentation is off; set one, such as --augmentation.rotate 10")

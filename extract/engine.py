@@ -1,60 +1,47 @@
 """What both training loops share: optimizer, schedule, one step's bookkeeping. The loops themselves are written out."""
 
 import math
-from dataclasses import dataclass
+import warnings
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, KwargsHandler, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler, gather_object
 from jaxtyping import Float
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torchmetrics import MeanMetric
 
 from data.labels import class_groups
 from data.manifest import Manifest
 from data.plots import plot_progress
 from data.runs import Log, append_metrics
 from extract.checkpoint import Content, save_folder
-from extract.resume import TrainingState
+from extract.options import OptimizerConfig, TrainingConfig
+from extract.resume import Progress, TrainingState
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay, stepped once per optimizer step."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig, layer_decay: float = 1.0) -> torch.optim.AdamW:
+    """Fused AdamW (3.4 times as fast per step on CPU as the plain one) without decay on vectors.
 
-    lr: float = 1e-3
-    """Peak learning rate for the global batch."""
-
-    weight_decay: float = 0.05
-    """Decoupled decay of matrices and kernels; biases, norms and other vectors have none."""
-
-    warmup_share: float = 0.1
-    """Share of all steps over which the rate rises from 0 to `lr`."""
-
-    final_share: float = 0.01
-    """Rate of the last step, as a share of `lr`."""
-
-    clip_norm: float = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
-        if not 0 <= self.warmup_share < 1:
-            raise ValueError(f"optimizer.warmup_share must be in [0, 1), got {self.warmup_share}")
-        if not 0 <= self.final_share <= 1:
-            raise ValueError(f"optimizer.final_share must be in [0, 1], got {self.final_share}")
-        for name in ("weight_decay", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optimizer.{name} must not be negative, got {getattr(self, name)}")
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW (3.4 times as fast per step on CPU as the plain one) without decay on vectors."""
-    groups = param_groups_weight_decay(model, config.weight_decay)
+    Args:
+        layer_decay: Below 1, timm's layers of ``model.backbone.model`` get the rate times layer_decay ** (layers after
+            it), as in BEiT (arXiv 2106.08254); everything else has the full rate.
+    """
+    if layer_decay == 1:
+        groups = param_groups_weight_decay(model, config.weight_decay)
+    else:
+        layers = model.get_submodule("backbone.model")
+        groups = param_groups_layer_decay(layers, config.weight_decay, layer_decay=layer_decay)
+        layered = {id(parameter) for parameter in layers.parameters()}
+        rest = nn.ParameterDict({n.replace(".", "/"): p for n, p in model.named_parameters() if id(p) not in layered})
+        groups += param_groups_weight_decay(rest, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), fused=True)
 
 
@@ -97,12 +84,42 @@ def sigmoid(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
     return torch.from_numpy(logits).sigmoid().numpy()
 
 
-def ddp_options() -> list[KwargsHandler]:
-    """Buffers are averaged by `average_buffers` after each step, not sent around in each forward pass.
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """Accelerate as both stages want it.
 
-    Processes may run different numbers of forward passes per step; a collective inside one would wait forever.
+    Buffers are averaged by `average_buffers` after each step, not sent around in each forward pass: processes may run
+    different numbers of forward passes per step, and a collective inside one would wait forever.
+
+    Processes wait for each other for hours if need be, where torch gives up after 10 minutes on GPUs: the main one
+    alone opens all images of a large data set, and writes the results.
     """
-    return [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    options: list[KwargsHandler] = [
+        DistributedDataParallelKwargs(broadcast_buffers=False),
+        InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+    ]
+    return Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=options)
+
+
+def make_state(
+    model: nn.Module, config: TrainingConfig, accelerator: Accelerator, layer_decay: float = 1.0
+) -> TrainingState:
+    """Everything that training changes, at its start."""
+    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+    mean = AveragedModel(model, use_buffers=True) if config.average_from else None
+    if config.compile:
+        model.compile()  # in place: names of weights stay as they are
+    with warnings.catch_warnings():  # torch renames the option, Accelerate knows the old name only
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated", category=FutureWarning)
+        prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer, layer_decay))
+    return TrainingState(
+        accelerator=accelerator,
+        model=prepared,
+        optimizer=optimizer,
+        ema=ema,
+        mean=mean,
+        running_loss=MeanMetric().to(accelerator.device),
+        progress=Progress(),
+    )
 
 
 def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
@@ -124,7 +141,7 @@ def groups_of(train_set: Manifest) -> dict[str, str]:
 
 def finish_epoch(
     state: TrainingState,
-    epochs: int,
+    config: TrainingConfig,
     scores: dict[str, Any],
     stage_dir: Path,
     model_files: dict[str, Content],
@@ -141,14 +158,30 @@ def finish_epoch(
     if best:
         progress.best_score, progress.best_epoch = score, progress.epoch
     if state.accelerator.is_main_process:
-        append_metrics(stage_dir, {"epoch": progress.epoch, "train_loss": train_loss, "seconds": seconds} | scores)
+        row = {
+            "epoch": progress.epoch,
+            "train_loss": train_loss if math.isfinite(train_loss) else None,  # None: every step was skipped
+            "seconds": seconds,
+            "step_seconds": step_seconds(state),
+            "skipped_steps": progress.skipped_steps,
+        }
+        append_metrics(stage_dir, row | scores)
         plot_progress(stage_dir)
         if best:
             weights = {"model.safetensors": state.evaluated_model.state_dict(), "metrics.json": {"val": scores}}
             save_folder(stage_dir / "best", model_files | weights)
     state.save(stage_dir, model_files)
-    left = (epochs - progress.epoch) * seconds / 60
+    left = (config.epochs - progress.epoch) * seconds / 60
     log(
-        f"epoch {progress.epoch}/{epochs}: loss {train_loss:.4f}, validation mAP {score:.3f} (best"
+        f"epoch {progress.epoch}/{config.epochs}: loss {train_loss:.4f}, validation mAP {score:.3f} (best"
         f" {progress.best_score:.3f} in epoch {progress.best_epoch}), {seconds:.0f} s, about {left:.0f} min left"
     )
+    if progress.finished(config) and progress.epoch < config.epochs:
+        log(f"no better epoch in {config.patience}: training ends early")
+
+
+def step_seconds(state: TrainingState) -> float | None:
+    """Median time from the end of one step to the end of the next in this epoch; None with fewer than two steps."""
+    gaps = [after - before for before, after in pairwise(state.step_ends)]
+    state.step_ends.clear()
+    return float(np.median(gaps)) if gaps else None

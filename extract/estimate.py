@@ -82,10 +82,10 @@ def check_disk(folder: Path, identity: CacheIdentity, forms: list[Form], num_don
     if wanted <= free:
         return
     fitting = [f"{form.options} ({form.total_bytes / 1e9:.2f} GB)" for form in forms if form.total_bytes <= free]
-    instead = f"choose a form that fits: {', '.join(fitting)}" if fitting else "no form of this cache fits"
+    instead = f", or choose a form that fits: {', '.join(fitting)}" if fitting else " (no form of this cache fits)"
     raise InputError(
-        f"{folder}: the maps need {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make room, move run_dir, or"
-        f" {instead}"
+        f"{folder}: the maps need {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make room or move run_dir"
+        f"{instead}"
     )
 
 

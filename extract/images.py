@@ -2,12 +2,14 @@
 
 import signal
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data.errors import InputError
 from data.images import read_image
 from data.manifest import Manifest
 from data.order import derive_seed
@@ -33,22 +35,52 @@ class ImageDataset(Dataset):
             resized = self.augmentation(resized, seed)
         return self.image.normalised(resized)
 
+    def __getitems__(self, requests: list[Request]) -> Tensor | InputError:
+        """A batch, or the first image's error as a value: raised in a worker, it would come as a page of traceback."""
+        try:
+            return torch.stack([self[request] for request in requests])
+        except InputError as error:
+            return error
+
 
 def load_batches(dataset: ImageDataset, batches: Iterable[list[Request]], num_workers: int) -> Iterator[Tensor]:
     """Stacks of images for lists of requests, in order, read ahead by `num_workers` processes.
 
     The loader gets its generator from us, so that it leaves torch's global random state alone.
+
+    Raises:
+        InputError: an image that cannot be read, or a worker that the system killed.
     """
     loader = DataLoader(
         dataset,
         batch_sampler=list(batches),
         num_workers=num_workers,
-        collate_fn=torch.stack,
+        collate_fn=_as_it_is,
         generator=torch.Generator().manual_seed(0),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker if num_workers else None,
     )
-    return iter(loader)
+    return _checked(iter(loader))  # iter() starts the workers now, not when the first batch is wanted
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _checked(batches: Iterator[Tensor | InputError]) -> Iterator[Tensor]:
+    try:
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"an image worker ended ({reason}); when memory was the reason, lower num_workers or batch_size, then run"
+            " the same command again"
+        ) from None
 
 
 def _start_worker(_: int) -> None:

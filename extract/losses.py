@@ -58,8 +58,8 @@ def multilabel_loss(
         targets: 1, 0, a soft label between, or NaN for unknown. Unknown ones contribute exactly nothing.
     """
     known = ~torch.isnan(targets)
-    y = torch.where(known, targets, 0.0).float()
-    x = logits.float()
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    y = torch.where(known, targets, 0.0).to(x.dtype)
     log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
     if config.kind in ("asl", "weighted_asl"):
         positive = torch.exp(config.gamma_pos * log_not_p) * log_p

@@ -1,14 +1,17 @@
 """One optimizer step over any number of sub-batches, the same on one process as on many."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
+from timm.utils import adaptive_clip_grad
 from torch import Tensor
 
 from data.errors import InputError
 from data.order import derive_seed
-from extract.engine import OptimizerConfig, average_buffers, learning_rate, set_learning_rate
+from extract.engine import average_buffers, learning_rate, set_learning_rate
+from extract.options import OptimizerConfig
 from extract.resume import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 5
@@ -70,6 +73,9 @@ def take_step(
         step_loss += loss.detach()
     norm = accelerator.clip_grad_norm_(state.model.parameters(), config.clip_norm or float("inf"))
     skipped = leave_out(norm, state, names)
+    if config.clip_agc:
+        body = [weight for name, weight in state.plain_model.named_parameters() if not name.startswith("head.")]
+        adaptive_clip_grad(body, config.clip_agc)
     if (
         accelerator.scaler is not None or not skipped
     ):  # a gradient scaler leaves a non-finite step out itself, and learns from it
@@ -80,3 +86,4 @@ def take_step(
         if state.ema is not None:
             state.ema.update(state.plain_model, step=total_step)
     state.optimizer.zero_grad()
+    state.step_ends.append(time.monotonic())

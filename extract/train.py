@@ -11,27 +11,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from data.config import parse_config
 from data.demo import ensure_manifest
+from data.lock import locked
 from data.manifest import Manifest, read_manifest
 from data.metrics import summary
 from data.order import derive_seed, epoch_batches, rank_share
 from data.plots import plot_batch
-from data.runs import Log, keep_config, locked, run_command, write_environment
+from data.runs import Log, keep_config, run_command, write_environment
 from data.scan import scan_images
 from extract.backbone import ImageClassifier
 from extract.cache import keep_training_data, write_cache
 from extract.checkpoint import Content
 from extract.config import ExtractConfig
-from extract.engine import build_optimizer, ddp_options, finish_epoch, gather_rows, groups_of, sigmoid
+from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
 from extract.images import ImageDataset, load_batches, plain_requests
 from extract.losses import multilabel_loss, prevalence
-from extract.resume import Progress, StopSignal, TrainingState
+from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
@@ -40,12 +40,14 @@ DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run stage one."""
     config, resolved_yaml = parse_config(ExtractConfig, DEMO, argv)
-    run_command(lambda: run(config, resolved_yaml))
+    run_command(lambda: run(config, resolved_yaml), config.run_dir)
 
 
 def run(config: ExtractConfig, resolved_yaml: str) -> None:
     """Stage one as a whole; what is finished already is recognised and kept."""
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=ddp_options())
+    accelerator = make_accelerator(config)
+    if config.dry_run or config.trial:
+        return rehearse(config, resolved_yaml, accelerator)
     with locked(config.run_dir) if accelerator.is_main_process else nullcontext():
         log = Log(config.run_dir, accelerator.is_main_process)
         log.start("stage one", accelerator.num_processes, accelerator.device.type)
@@ -60,21 +62,28 @@ def run(config: ExtractConfig, resolved_yaml: str) -> None:
         log(f"next: accelerate launch train_fusion.py --run_dir {config.run_dir}")
 
 
+def rehearse(config: ExtractConfig, resolved_yaml: str, accelerator: Accelerator) -> None:
+    """Look at what training would do, or try it on two batches."""
+    from extract.dry_run import dry_run  # both import this module
+    from extract.trial import trial
+
+    if config.dry_run:
+        dry_run(config, accelerator)
+    else:
+        trial(config, resolved_yaml, accelerator)
+
+
 def readable_images(config: ExtractConfig, accelerator: Accelerator, log: Log) -> tuple[Manifest, list[str]]:
     """The manifest without its unreadable images, and the content digest of each image left.
 
-    The main process opens every file once (when run again, only changed ones); the others read its list.
+    The main process opens every file once (when run again, only changed ones) and tells the others, so that all agree.
     """
     manifest = read_manifest(config.run_dir / "manifest.csv")
     manifest.require_splits()
-    with accelerator.main_process_first():
-        scan = scan_images(
-            manifest,
-            config.run_dir,
-            workers=max(1, config.num_workers),
-            max_rejected=config.max_rejected,
-            progress=accelerator.is_main_process,
-        )
+    workers, found = max(1, config.num_workers), None
+    if accelerator.is_main_process:
+        found = scan_images(manifest, config.run_dir, workers=workers, max_rejected=config.max_rejected)
+    (scan,) = broadcast_object_list([found])
     if not scan.readable.all():
         log(f"{(~scan.readable).sum()} of {len(manifest)} images cannot be read: see {config.run_dir / 'rejected.csv'}")
     rows = np.flatnonzero(scan.readable)
@@ -86,12 +95,12 @@ def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, acceler
     stage_dir = config.run_dir / "stage_one"
     train_set, val_set = manifest.of_split("train"), manifest.of_split("val")
     state = build_state(config, len(manifest.classes), accelerator)
-    if state.resume(stage_dir):
+    if state.resume(stage_dir, config.resume):
         log(f"stage one: {state.progress.epoch} of {config.epochs} epochs are done already")
     else:
         log(f"stage one: {config.backbone.name}, {len(train_set)} training and {len(val_set)} validation images")
     if accelerator.is_main_process:
-        keep_training_data(stage_dir, train_set, val_set, finished=state.progress.epoch >= config.epochs)
+        keep_training_data(stage_dir, train_set, val_set, finished=state.progress.finished(config))
     accelerator.wait_for_everyone()
     model_files: dict[str, Content] = {
         "config.yaml": resolved_yaml,
@@ -99,24 +108,25 @@ def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, acceler
         "preprocessing.json": config.image.to_dict(),
     }
     groups, stop = groups_of(train_set), StopSignal()
-    while state.progress.epoch < config.epochs:
+    while not state.progress.finished(config):
         started = time.monotonic()
         with stop.deferred():
             train_one_epoch(config, train_set, state, stop, stage_dir, model_files, log)
             state.save(stage_dir, model_files)
             stop.leave_if_asked(accelerator, log)
+            state.end_epoch(config.average_from)
         logits = predict_images(config, val_set, state.evaluated_model, accelerator)
         scores = summary(sigmoid(logits), val_set.labels, val_set.classes, groups)
-        finish_epoch(state, config.epochs, scores, stage_dir, model_files, log, time.monotonic() - started)
+        finish_epoch(state, config, scores, stage_dir, model_files, log, time.monotonic() - started)
 
 
 def build_state(config: ExtractConfig, num_classes: int, accelerator: Accelerator) -> TrainingState:
     """Model, optimizer and average at their seeded start."""
     torch.manual_seed(derive_seed("weights", config.seed) % 2**32)
     model = ImageClassifier(config.backbone, config.head, config.image.channels, num_classes).to(accelerator.device)
-    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
-    return TrainingState(accelerator, prepared, optimizer, ema, MeanMetric().to(accelerator.device), Progress())
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return make_state(model, config, accelerator, config.layer_decay)
 
 
 def train_one_epoch(
@@ -140,7 +150,7 @@ def train_one_epoch(
     class_prevalence = prevalence(train_set.labels).to(accelerator.device)
 
     def sub_loss(rows: np.ndarray, counts: bool, num_known: int) -> Tensor:
-        pixels = next(images).to(accelerator.device, non_blocking=True)
+        pixels = on_device(next(images), config, accelerator)
         if accelerator.is_main_process and epoch == progress.step == 0:
             plot_batch(pixels, train_set.select(rows), stage_dir / "batch_0.jpg")
         targets = torch.from_numpy(train_set.labels[rows]).to(accelerator.device)
@@ -178,6 +188,12 @@ def sub_batches(
     return [(share[i : i + size], True) for i in range(0, len(share), size)]
 
 
+def on_device(pixels: Tensor, config: ExtractConfig, accelerator: Accelerator) -> Tensor:
+    """Network inputs where, and in the memory order in which, the model wants them."""
+    memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+    return pixels.to(accelerator.device, torch.get_default_dtype(), non_blocking=True, memory_format=memory_format)
+
+
 def predict_images(
     config: ExtractConfig, images: Manifest, model: nn.Module, accelerator: Accelerator
 ) -> Float[np.ndarray, "N C"]:
@@ -187,6 +203,6 @@ def predict_images(
     loader = load_batches(ImageDataset(images, config.image), requests, config.num_workers)
     model.eval()
     with torch.inference_mode(), accelerator.autocast():
-        logits = [model(pixels.to(accelerator.device)).float().cpu() for pixels in loader]
+        logits = [model(on_device(pixels, config, accelerator)).float().cpu() for pixels in loader]
     own = torch.cat(logits) if logits else torch.empty(0, len(images.classes))
     return gather_rows(accelerator, rows, own, len(images))

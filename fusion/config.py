@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from extract.engine import OptimizerConfig
 from extract.losses import LossConfig
+from extract.options import OptimizerConfig, TrainingConfig
 from fusion.model import ModelConfig
 
 
@@ -36,14 +36,11 @@ class GroupingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionConfig:
+class FusionConfig(TrainingConfig):
     """Stage two: train the fusion transformer on cached maps, compare it with baselines, write a submission.
 
     Without --config it reads fusion/configs/demo.yaml, which goes on from extract.py without arguments.
     """
-
-    run_dir: Path = Path("runs/demo")
-    """Run folder with manifest.csv and cache/ of stage one."""
 
     cache_dir: Path | None = None
     """Feature cache; run_dir/cache unless given, for example a converted or an out-of-fold one."""
@@ -51,26 +48,11 @@ class FusionConfig:
     name: str = "fusion"
     """Folder in `run_dir` that receives everything."""
 
-    seed: int = 0
-    """Decides weights, order, slots and dropout."""
-
     epochs: int = 20
     """Passes over the training groups."""
 
-    batch_size: int = 32
-    """Groups per optimizer step, over all processes together."""
-
     max_views_per_forward: int = 0
     """Largest number of views in one forward pass, to bound memory; 0: no limit. Gradients add up exactly."""
-
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast type of the forward pass."""
-
-    ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then what is kept; 0: off."""
-
-    save_steps: int = 1000
-    """Steps between two saves within an epoch (0: none); a save at its end comes always."""
 
     num_workers: int = 2
     """Threads per process that read maps ahead. Changes no result."""
@@ -104,8 +86,9 @@ class FusionConfig:
     """Patient bootstrap replicates behind every interval."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "num_workers", "bootstrap_replicates"):
+        super().__post_init__()
+        for name in ("num_workers", "bootstrap_replicates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one"}:
-            raise ValueError(f"name must be a plain folder name other than cache and stage_one, got {self.name!r}")
+        if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one", "trial"}:
+            raise ValueError(f"name must be a plain folder name and none of the run's others, got {self.name!r}")

@@ -71,6 +71,11 @@ def write_results(
     for line in lines:
         log(line)
     submit(config, out_dir, log)
+
+
+def say_next(config: FusionConfig, log: Log) -> None:
+    """The last lines of stage two: where the result is, and the next command."""
+    out_dir = config.run_dir / config.name
     if config.grouping.by == "study":
         options = f"--config {out_dir / 'config.yaml'} --grouping.by patient --name {config.name}_patient"
         log(f"upload {out_dir / 'submission.zip'}, or fuse by patient")

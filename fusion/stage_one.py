@@ -48,6 +48,6 @@ def stage_one_logits(run_dir: Path, groups: GroupSet, cache: FeatureCache) -> Fl
         )
     logits = np.empty((len(rows), len(cache.identity.classes)), dtype=np.float32)
     for start in range(0, len(rows), BATCH):
-        maps = torch.from_numpy(cache.read(ordinals[start : start + BATCH])).float()
+        maps = torch.from_numpy(cache.read(ordinals[start : start + BATCH])).to(torch.get_default_dtype())
         logits[rows[start : start + BATCH]] = head(maps.flatten(1, 2)).numpy()
     return logits

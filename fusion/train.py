@@ -13,24 +13,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from data.cache import FeatureCache
 from data.config import parse_config
 from data.errors import InputError
+from data.lock import locked
 from data.manifest import Manifest, read_manifest
 from data.metrics import summary
 from data.order import derive_seed, epoch_batches, rank_share
-from data.runs import Log, keep_config, locked, run_command
+from data.runs import Log, keep_config, run_command
 from data.shards import CacheIdentity, patient_hash
 from data.storage import decode_maps
 from extract.cache import keep_training_data
 from extract.checkpoint import Content
-from extract.engine import build_optimizer, ddp_options, finish_epoch, gather_rows, groups_of, sigmoid
+from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
 from extract.losses import multilabel_loss, prevalence
-from extract.resume import Progress, StopSignal, TrainingState
+from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
 from fusion.config import FusionConfig
 from fusion.grouping import (
@@ -45,7 +44,7 @@ from fusion.grouping import (
     training_views,
 )
 from fusion.model import FusionModel
-from fusion.results import write_results
+from fusion.results import say_next, write_results
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -53,12 +52,18 @@ DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run stage two."""
     config, resolved_yaml = parse_config(FusionConfig, DEMO, argv)
-    run_command(lambda: run(config, resolved_yaml))
+    run_command(lambda: run(config, resolved_yaml), config.run_dir)
 
 
-def run(config: FusionConfig, resolved_yaml: str) -> None:
-    """Stage two as a whole; what is finished already is recognised and kept."""
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=ddp_options())
+def run(config: FusionConfig, resolved_yaml: str, last_words: bool = True) -> None:
+    """Stage two as a whole; what is finished already is recognised and kept.
+
+    Args:
+        last_words: End with the next command.
+    """
+    accelerator = make_accelerator(config)
+    if config.dry_run or config.trial:
+        return rehearse(config, resolved_yaml, accelerator)
     with locked(config.run_dir) if accelerator.is_main_process else nullcontext():
         log = Log(config.run_dir, accelerator.is_main_process)
         log.start("stage two", accelerator.num_processes, accelerator.device.type)
@@ -80,7 +85,20 @@ def run(config: FusionConfig, resolved_yaml: str) -> None:
             )
         if accelerator.is_main_process:
             write_results(config, manifest, cache, sets, logits, log)
+            if last_words:
+                say_next(config, log)
         accelerator.wait_for_everyone()
+
+
+def rehearse(config: FusionConfig, resolved_yaml: str, accelerator: Accelerator) -> None:
+    """Look at what training would do, or try it on two batches."""
+    from fusion.dry_run import dry_run  # both import this module
+    from fusion.trial import trial
+
+    if config.dry_run:
+        dry_run(config, accelerator)
+    else:
+        trial(config, resolved_yaml, accelerator)
 
 
 def refuse_trained_patients(manifest: Manifest, cache: FeatureCache) -> None:
@@ -115,7 +133,7 @@ def train_and_predict(
     stage_dir = config.run_dir / config.name / subfolder
     state = build_state(config, cache, len(manifest.classes), accelerator)
     what = f"{config.name}/{subfolder}" if subfolder else config.name
-    if state.resume(stage_dir):
+    if state.resume(stage_dir, config.resume if not subfolder else None):
         log(f"{what}: {state.progress.epoch} of {config.epochs} epochs are done already")
     else:
         log(f"{what}: {len(sets['train'])} training and {len(sets['val'])} validation groups")
@@ -128,15 +146,16 @@ def train_and_predict(
         "preprocessing.json": cache.identity.preprocessing,
     }
     groups, stop = groups_of(manifest.of_split("train")), StopSignal()
-    while state.progress.epoch < config.epochs:
+    while not state.progress.finished(config):
         started = time.monotonic()
         with stop.deferred():
             train_one_epoch(config, sets["train"], cache, state, stop, stage_dir, model_files, log)
             state.save(stage_dir, model_files)
             stop.leave_if_asked(accelerator, log)
+            state.end_epoch(config.average_from)
         logits = predict_groups(config, sets["val"], cache, state.evaluated_model, accelerator)
         scores = summary(sigmoid(logits), sets["val"].labels, manifest.classes, groups)
-        finish_epoch(state, config.epochs, scores, stage_dir, model_files, log, time.monotonic() - started)
+        finish_epoch(state, config, scores, stage_dir, model_files, log, time.monotonic() - started)
     state.load_best(stage_dir)
     return {
         split: predict_groups(config, sets[split], cache, state.plain_model, accelerator) for split in ("val", "test")
@@ -147,9 +166,7 @@ def build_state(config: FusionConfig, cache: FeatureCache, num_classes: int, acc
     """Model, optimizer and average at their seeded start."""
     torch.manual_seed(derive_seed("weights", config.seed) % 2**32)
     model = FusionModel(config.model, cache.identity.map_shape, num_classes).to(accelerator.device)
-    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
-    return TrainingState(accelerator, prepared, optimizer, ema, MeanMetric().to(accelerator.device), Progress())
+    return make_state(model, config, accelerator)
 
 
 def train_one_epoch(

@@ -6,12 +6,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from timm.utils import ModelEmaV3
 from torch import nn
-from torchmetrics import MeanMetric
 
-from extract.engine import OptimizerConfig, build_optimizer
-from extract.resume import Progress, TrainingState
+from extract import engine
+from extract.options import OptimizerConfig, TrainingConfig
 from extract.step import take_step
 
 B, D, C = 11, 4, 3
@@ -34,12 +32,9 @@ class Net(nn.Module):
         return self.last(torch.tanh(self.norm(self.first(x))))
 
 
-def make_state(accelerator, dtype=torch.float32, decay=0.0):
+def make_state(accelerator, dtype=torch.float32, decay=0.0, **options):
     torch.manual_seed(0)
-    model = Net().to(dtype)
-    ema = ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, OptimizerConfig()))
-    return TrainingState(accelerator, prepared, optimizer, ema, MeanMetric(), Progress())
+    return engine.make_state(Net().to(dtype), TrainingConfig(ema_decay=decay, **options), accelerator)
 
 
 def inputs(dtype=torch.float32):

@@ -10,7 +10,8 @@ import torch
 from data.plots import plot_progress
 from data.runs import Log, append_metrics, read_metrics
 from extract.checkpoint import check_folder, newest_checkpoint
-from extract.engine import OptimizerConfig, build_optimizer, finish_epoch, gather_rows, learning_rate, sigmoid
+from extract.engine import build_optimizer, finish_epoch, gather_rows, learning_rate, sigmoid
+from extract.options import OptimizerConfig, TrainingConfig
 from extract.resume import Progress
 from tests.make_state import Net, accelerator, make_state, run_steps, weights
 
@@ -94,7 +95,9 @@ def test_an_epochs_end_keeps_the_best_model_and_the_resume_state(accelerator, tm
     for value in (0.2, 0.5, 0.4):
         run_steps(state, [], steps=2)
         averaged.append(torch.cat([p.detach().flatten() for p in state.evaluated_model.parameters()]))
-        finish_epoch(state, 3, scores(value), tmp_path, {"classes.json": {"classes": ["a"]}}, log, 1.5)
+        finish_epoch(
+            state, TrainingConfig(epochs=3), scores(value), tmp_path, {"classes.json": {"classes": ["a"]}}, log, 1.5
+        )
     assert state.progress == Progress(epoch=3, best_score=0.5, best_epoch=2)
     rows = read_metrics(tmp_path)
     assert [(row["epoch"], row["mAP"]) for row in rows] == [(1, 0.2), (2, 0.5), (3, 0.4)]
@@ -110,7 +113,7 @@ def test_an_epochs_end_keeps_the_best_model_and_the_resume_state(accelerator, tm
 def test_a_validation_set_without_any_positive_is_survived(accelerator, tmp_path):
     state = make_state(accelerator)
     run_steps(state, [], steps=1)
-    finish_epoch(state, 2, scores(None), tmp_path, {}, Log(tmp_path, speaks=True), 1.0)
+    finish_epoch(state, TrainingConfig(epochs=2), scores(None), tmp_path, {}, Log(tmp_path, speaks=True), 1.0)
     assert state.progress.best_epoch == 1
     append_metrics(tmp_path, {"epoch": 2, "train_loss": 0.1} | scores(0.3))
     plot_progress(tmp_path)

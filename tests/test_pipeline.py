@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -178,17 +179,44 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(tmp_path, monk
         assert contents[0] == contents[1]
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_previous_one_and_says_so(tmp_path):
-    make_run(tmp_path / "run")
-    stage_one(tmp_path / "run", "--epochs", "2")
-    wanted = weights(tmp_path / "run/stage_one/last")
-    path = tmp_path / "run/stage_one/last/optimizer.safetensors"
+LAST = ["model", "optimizer", "ema"]
+LAST = [f"{name}.safetensors" for name in LAST] + ["state.json", "config.yaml", "classes.json", "digests.json"]
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    """Stage one with an average, after two epochs."""
+    run_dir = tmp_path_factory.mktemp("two") / "run"
+    make_run(run_dir)
+    stage_one(run_dir, *TWO_EPOCHS)
+    return run_dir
+
+
+TWO_EPOCHS = ["--epochs", "2", "--ema_decay", "0.9"]
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_each_damaged_file_of_the_newest_checkpoint_is_named_and_the_former_checkpoint_used(
+    two_epochs, tmp_path, capsys, name
+):
+    run_dir = shutil.copytree(two_epochs, tmp_path / "run")
+    path = run_dir / "stage_one" / "last" / name
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+    data[-2] ^= 1
     path.write_bytes(data)
-    with pytest.warns(UserWarning, match=r"optimizer.safetensors: damaged .* going on from .*previous"):
-        stage_one(tmp_path / "run", "--epochs", "2")
-    assert same_weights(weights(tmp_path / "run/stage_one/last"), wanted)
+    with pytest.raises(SystemExit) as stop:
+        stage_one(run_dir, *TWO_EPOCHS, "--resume", str(path.parent))
+    assert stop.value.code == 1
+    assert re.search(rf"error: \S+{name}: damaged", capsys.readouterr().err), "what was asked for by name is refused"
+    with pytest.warns(UserWarning, match=rf"{name}: damaged.*going on from .*previous"):
+        stage_one(run_dir, *TWO_EPOCHS)
+    for folder in ("last", "best"):
+        found, wanted = (file_bytes(root / "stage_one" / folder) for root in (run_dir, two_epochs))
+        assert {n: found[n] for n in found if n not in ("config.yaml", "digests.json")} == {
+            n: wanted[n]
+            for n in wanted
+            if n not in ("config.yaml", "digests.json")  # a configuration names its folder
+        }
 
 
 @pytest.mark.parametrize("options", [{"dtype": "uint8"}, {"dtype": "uint8", "pool": 2}])

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from data.runs import Log, append_metrics, keep_config, locked, read_metrics, run_command, write_environment
+from data.lock import locked
+from data.runs import Log, append_metrics, keep_config, read_metrics, run_command, write_environment
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys, pathlib
-from data.runs import locked
+from data.lock import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from data.errors import InputError
-from extract.engine import OptimizerConfig, learning_rate, set_learning_rate
+from extract.engine import learning_rate, set_learning_rate
+from extract.options import OptimizerConfig
 from extract.step import MAX_SKIPPED_IN_A_ROW, MAX_SKIPPED_WITH_SCALER, seed_step, take_step
 from tests.make_state import DEFAULT, B, accelerator, inputs, make_state, run_steps, weights
 

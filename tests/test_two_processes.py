@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import safetensors.torch
 import extract.train
 import fusion.train
 from data.predictions import read_predictions
+from tests.launch import launch
 from tests.make_data import make_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,22 +21,6 @@ CONFIGS = {
 }
 NO_DROPOUT = ["--model.dropout", "0", "--model.head.dropout", "0"]  # its draws differ between processes
 pytestmark = pytest.mark.slow
-
-
-def launch(script, *options, num_processes=2):
-    """Start a root script; `--cpu --num_processes 2` would silently start one process (accelerate 1.15)."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
-    run = subprocess.run(
-        [*command, "--num_processes", str(num_processes), script, *options],
-        cwd=ROOT,
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,215 @@
+"""Kill a stage at random moments until it has been killed often enough; the result must equal an uninterrupted one.
+
+    python scripts/prove_kills.py --stage extract --processes 2 --kills 30
+
+A small phantom is prepared once. One run goes through undisturbed. Another is started, its whole process group killed
+(SIGKILL) at a random moment of its work, and started again, until it ends; then every weight of best/ and last/, every
+byte of the cache and every recorded score are compared. Repeated until the number of kills is reached.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import _root
+
+CONFIGS = {
+    "extract": ["--config", "extract/configs/cxr_lt_2023.yaml", "--config", "extract/configs/tiny.yaml"],
+    "fusion": ["--config", "fusion/configs/cxr_lt_2023.yaml", "--config", "fusion/configs/tiny.yaml"],
+}
+SCRIPTS = {"extract": "extract.py", "fusion": "train_fusion.py"}
+OPTIONS = {  # long enough to be killed often, with every kind of state; a save after every second step
+    "extract": ["--epochs", "5", "--save_steps", "2", "--ema_decay", "0.99", "--num_workers", "1"],
+    "fusion": ["--epochs", "10", "--save_steps", "2", "--average_from", "3"],
+}
+WAIT_S = 300
+
+
+def main() -> None:
+    """Parse the command line, prove, print and keep the result."""
+    options = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        base = prepared(Path(folder), options)
+        whole, seconds = uninterrupted(base, options)
+        rng, rounds, kills = random.Random(options.seed), 0, []
+        while len(kills) < options.kills:
+            rounds += 1
+            run_dir = copy_of(base, f"killed_{rounds}")
+            kills += kill_until_done(run_dir, options, rng, seconds, options.kills - len(kills))
+            compare(whole, run_dir)
+            shutil.rmtree(run_dir)
+    record = {
+        "command": " ".join(["python", "scripts/prove_kills.py", *sys.argv[1:]]),
+        "stage": options.stage,
+        "processes": options.processes,
+        "kills": len(kills),
+        "kills_during": {moment: kills.count(moment) for moment in sorted(set(kills))},
+        "runs_compared": rounds,
+        "different": 0,
+        "work_s": round(seconds, 1),
+    }
+    print(json.dumps(record | stamp()))
+    if options.out:
+        with open(options.out, "a") as file:
+            file.write(json.dumps(record | stamp()) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=sorted(SCRIPTS), default="extract")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="append the result to this file, a JSON line")
+    return parser.parse_args()
+
+
+def stamp() -> dict[str, str]:
+    """Where and with what this was run."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_root.ROOT, capture_output=True, text=True, check=False)
+    from importlib.metadata import version
+
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "accelerate"))
+    return {"commit": commit.stdout.strip()[:12], "machine": machine, "versions": packages}
+
+
+def prepared(folder: Path, options: argparse.Namespace) -> Path:
+    """A run folder with a phantom, and for stage two a finished cache."""
+    base = folder / "base"
+    prepare = ["scripts/prepare.py", "phantom", "--studies", "40,10,14", "--out", str(base / "manifest.csv")]
+    subprocess.run([sys.executable, *prepare], cwd=_root.ROOT, check=True, capture_output=True)
+    if options.stage == "fusion":
+        command = [sys.executable, "extract.py", *CONFIGS["extract"], "--run_dir", str(base)]
+        subprocess.run(command, cwd=_root.ROOT, check=True, capture_output=True)
+    return base
+
+
+def copy_of(base: Path, name: str) -> Path:
+    """A fresh copy of the prepared run folder."""
+    return Path(shutil.copytree(base, base.with_name(name), symlinks=True))
+
+
+def start(run_dir: Path, options: argparse.Namespace) -> subprocess.Popen:
+    """Start the stage in a process group of its own."""
+    launcher = [sys.executable]
+    if options.processes > 1:
+        several = ["--multi_gpu", "--num_processes", str(options.processes), "--main_process_port", "0"]
+        launcher += ["-m", "accelerate.commands.launch", *several]
+    stage = options.stage
+    command = [*launcher, SCRIPTS[stage], *CONFIGS[stage], *OPTIONS[stage], "--run_dir", str(run_dir)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=_root.ROOT, env=environment, start_new_session=True, text=True, **quiet)
+
+
+def starts(run_dir: Path) -> int:
+    """How often the stage has begun its work here, by its log."""
+    log = run_dir / "log.txt"
+    return log.read_text().count(" process") if log.exists() else 0
+
+
+def wait_for_work(process: subprocess.Popen, run_dir: Path, before: int) -> None:
+    """Wait until the stage says that it begins: loading libraries is no moment worth killing."""
+    deadline = time.monotonic() + WAIT_S
+    while starts(run_dir) == before:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{run_dir}: did not start: {process.communicate()[1][-3000:]}")
+        time.sleep(0.005)
+
+
+def uninterrupted(base: Path, options: argparse.Namespace) -> tuple[Path, float]:
+    """The run that nobody disturbs, and how long its work takes."""
+    run_dir = copy_of(base, "whole")
+    before = starts(run_dir)
+    process = start(run_dir, options)
+    wait_for_work(process, run_dir, before)
+    began = time.monotonic()
+    finish(process)
+    return run_dir, time.monotonic() - began
+
+
+def finish(process: subprocess.Popen) -> None:
+    """Wait for a good end."""
+    _, errors = process.communicate(timeout=WAIT_S)
+    if process.returncode:
+        raise SystemExit(f"ended with status {process.returncode}: {errors[-3000:]}")
+
+
+def kill_until_done(
+    run_dir: Path, options: argparse.Namespace, rng: random.Random, seconds: float, most: int
+) -> list[str]:
+    """Start, kill at a random moment, start again; leave it alone after `most` kills. What each kill met."""
+    met: list[str] = []
+    while True:
+        before = starts(run_dir)
+        process = start(run_dir, options)
+        wait_for_work(process, run_dir, before)
+        began = time.time()
+        try:
+            process.communicate(timeout=rng.uniform(0, seconds) if len(met) < most else WAIT_S)
+        except subprocess.TimeoutExpired:
+            met.append(moment(run_dir, options.stage, began))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            print(f"kill {len(met)}: {met[-1]}", flush=True)
+            continue
+        if process.returncode:
+            raise SystemExit(f"{run_dir}: ended with status {process.returncode} after {len(met)} kills")
+        return met
+
+
+def moment(run_dir: Path, stage: str, began: float) -> str:
+    """What a run that began at `began` (Unix time) is doing, told by the files that it has open or finished."""
+    training = run_dir / ("stage_one" if stage == "extract" else "fusion")
+    being_written = {path.name for path in run_dir.rglob(".tmp-*") if path.stat().st_ctime > began}
+    if being_written & {".tmp-last", ".tmp-best"}:
+        return "saving a checkpoint"
+    if any(name.endswith(".tar") for name in being_written):
+        return "writing a shard"
+    if (run_dir / "cache" / "plan.json").exists():
+        return "between shards"
+    return "training" if (training / "last").exists() else "before the first checkpoint"
+
+
+def compare(whole: Path, other: Path) -> None:
+    """Every file that a result consists of; what holds times and paths is left out."""
+    for path in sorted(whole.rglob("*")):
+        name = path.relative_to(whole)
+        if not path.is_file() or name.parts[0] == "phantom" or path.name in {"log.txt", "environment.json", ".lock"}:
+            continue
+        if path.suffix == ".png" or path.name in {"config.yaml", "digests.json", "images.csv"}:
+            continue  # curves show seconds, and a configuration names its run folder
+        found, wanted = (scores(p) if p.name == "metrics.jsonl" else content(p, r) for p, r in pair(whole, other, name))
+        if found != wanted:
+            raise SystemExit(f"{name}: differs from the uninterrupted run")
+
+
+def pair(whole: Path, other: Path, name: Path) -> list[tuple[Path, Path]]:
+    """The same file of both runs, each with its run folder."""
+    return [(other / name, other), (whole / name, whole)]
+
+
+def content(path: Path, run_dir: Path) -> bytes:
+    """A file's bytes; `previous/` may be an epoch's or a step's save, so only its presence counts."""
+    return b"" if path.parent.name == "previous" else path.read_bytes().replace(str(run_dir).encode(), b"")
+
+
+def scores(path: Path) -> list[dict]:
+    """What was recorded of each epoch, without times."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+
+
+if __name__ == "__main__":
+    main()
