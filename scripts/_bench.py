@@ -22,19 +22,21 @@ def parse_options(doc: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def report(name: str, numbers: dict[str, Any], options: argparse.Namespace) -> None:
-    """Print the result as one line of JSON, last of all, and keep it if asked to."""
+def stamp() -> dict[str, str]:
+    """Commit, machine and versions."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    record = {
-        **numbers,
-        "quick": options.quick,
+    return {
         "commit": git.stdout.strip() or "unknown",
-        "machine": machine,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": " ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES),
     }
+
+
+def report(name: str, numbers: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the result as one line of JSON, last of all, and keep it if asked to."""
+    record = {**numbers, "quick": options.quick, **stamp()}
     if options.out:
-        short = machine.replace(", ", "_").replace(" ", "")
+        short = record["machine"].replace(", ", "_").replace(" ", "")
         path = ROOT / "scripts" / "results" / f"{name}_{short}_{date.today():%Y-%m}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
