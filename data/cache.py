@@ -10,24 +10,24 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
-from jaxtyping import Float16, Int
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
 
 from data.errors import InputError
-from data.files import atomic_write, sha256_file
-from data.shards import (
-    FORMAT_VERSION,
-    CacheIdentity,
-    CacheIndex,
-    build_index,
-    index_digest,
-    shard_name,
-)
+from data.files import atomic_write
+from data.reading import BatchBuffer, Item, read_ahead
+from data.shard_index import CacheIndex, build_index, index_digest
+from data.shards import FORMAT_VERSION, CacheIdentity, shard_name
+from data.storage import decode_maps
+
+CPU = torch.device("cpu")
 
 
 def finish_cache(folder: Path, identity: CacheIdentity, extra: dict[str, Any], shard_sha256: list[str]) -> None:
@@ -64,6 +64,15 @@ def _save_index(folder: Path, index: CacheIndex) -> None:
     os.replace(temporary, folder / "index.npz")
 
 
+def load_index(folder: Path) -> CacheIndex | None:
+    """``index.npz`` as it stands, or nothing where it is missing or no index."""
+    try:
+        with np.load(folder / "index.npz", allow_pickle=False) as arrays:
+            return CacheIndex(**{name: arrays[name] for name in CacheIndex.__annotations__})
+    except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile):
+        return None  # whatever np.load makes of a damaged file: the shards are the truth
+
+
 def read_cache_record(folder: Path) -> tuple[dict[str, Any], CacheIdentity]:
     """``cache.json`` as written, and the identity in it.
 
@@ -77,14 +86,18 @@ def read_cache_record(folder: Path) -> tuple[dict[str, Any], CacheIdentity]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["digest"] != record_digest(record):
             raise ValueError("its digest differs from its content")
-        values = record["identity"]
-        if values["format_version"] != FORMAT_VERSION:
-            raise InputError(f"{path}: cache format {values['format_version']}, this version reads {FORMAT_VERSION}")
-        values = values | {"map_shape": tuple(values["map_shape"]), "classes": tuple(values["classes"])}
-        return record, CacheIdentity(**values)
+        if (found := record["identity"]["format_version"]) != FORMAT_VERSION:
+            raise InputError(
+                f"{path}: cache format {found}, this version reads {FORMAT_VERSION}; delete {folder} and rerun"
+                " extract.py"
+            )
+        identity = CacheIdentity.from_dict(record["identity"])
+        if [shard["name"] for shard in record["shards"]] != [shard_name(n) for n in range(identity.num_shards)]:
+            raise ValueError("it lists other shards than its images fill")
+        return record, identity
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); delete {folder} and rerun extract.py") from None
 
 
@@ -107,19 +120,15 @@ class FeatureCache:
                 )
         self.index = self._load_index()
         self.ordinal = {image_id: n for n, image_id in enumerate(self.index.image_id.tolist())}
-        self._files: dict[int, int] = {}
+        self._buffer = BatchBuffer(folder, self.identity, self.index)
 
     def _load_index(self) -> CacheIndex:
         """``index.npz``, or, when it is missing or not the one that belongs here, the same built from the shards."""
-        try:
-            with np.load(self.folder / "index.npz", allow_pickle=False) as arrays:
-                index = CacheIndex(**{name: arrays[name] for name in CacheIndex.__annotations__})
-            if self._other_shard(index) is None:
-                return index
-        except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile):
-            pass  # whatever np.load makes of a damaged file: the shards are the truth
+        index = load_index(self.folder)
+        if index is not None and other_shard(index, self.record) is None:
+            return index
         index = build_index(self.folder, self.identity)
-        if (other := self._other_shard(index)) is not None:
+        if (other := other_shard(index, self.record)) is not None:
             raise InputError(
                 f"{self.folder / shard_name(other)}: not the shard that cache.json lists (its ids or checksums differ);"
                 " delete it and rerun extract.py"
@@ -128,42 +137,41 @@ class FeatureCache:
             _save_index(self.folder, index)
         return index
 
-    def _other_shard(self, index: CacheIndex) -> int | None:
-        """The first shard of which the index says something else than ``cache.json``."""
-        wanted = [shard["index_sha256"] for shard in self.record["shards"]]
-        return next((n for n, digest in enumerate(wanted) if index_digest(index, n) != digest), None)
-
-    def read(self, ordinals: Int[np.ndarray, "n"]) -> Float16[np.ndarray, "n H W D"]:
-        """Read maps by ordinal, in the order given.
+    def read(self, ordinals: Int[np.ndarray, "n"], variant: int = 0) -> Float[np.ndarray, "n H W D"]:
+        """Maps by ordinal, in the order given: float16 as stored, uint8 decoded to float32.
 
         Raises:
             InputError: a map's bytes do not match its checksum; the message names shard and image.
         """
-        maps = np.empty((len(ordinals), *self.identity.map_shape), dtype=np.float16)
-        for place, n in zip(maps, ordinals.tolist(), strict=True):
-            shard = int(self.index.shard[n])
-            if shard not in self._files:
-                self._files[shard] = os.open(self.folder / shard_name(shard), os.O_RDONLY)
-            read = os.preadv(self._files[shard], [place.data.cast("B")], int(self.index.offset[n]))
-            if read != place.nbytes or xxhash.xxh3_64_intdigest(place.data) != int(self.index.checksum[n]):
-                raise InputError(
-                    f"{self.folder / shard_name(shard)}: the map of image {self.index.image_id[n]!r} is damaged "
-                    "(checksum differs); delete this shard and rerun extract.py"
-                )
-        return maps
+        payload = self.read_stored(ordinals, np.full(len(ordinals), variant))
+        maps = decode_maps(payload, self.identity.dtype, self.identity.map_shape)
+        return maps.numpy().copy() if self.identity.dtype == "float16" else maps.numpy()
+
+    def read_stored(self, ordinals: Int[np.ndarray, "n"], variants: Int[np.ndarray, "n"]) -> Shaped[Tensor, "n ..."]:
+        """The same in their stored form, which holds until the next read."""
+        return self._buffer.read(ordinals, variants)
+
+    def stream(
+        self,
+        requests: Iterable[tuple[Item, np.ndarray, np.ndarray]],
+        device: torch.device = CPU,
+        num_threads: int = 2,
+        checked: bool = True,
+    ) -> Iterator[tuple[Item, Tensor]]:
+        """Stored forms of many batches on a device, read ahead by threads (`data.reading.read_ahead`)."""
+        pinned = device.type == "cuda"
+        buffers = [BatchBuffer(self.folder, self.identity, self.index, pinned, checked) for _ in range(num_threads + 1)]
+        return read_ahead(requests, buffers, device)
 
     def close(self) -> None:
         """Close the shards."""
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
+        self._buffer.close()
 
 
-def verify_shards(folder: Path) -> None:
-    """Read every shard and compare it with ``cache.json``; the first that differs is named in an InputError."""
-    record, _ = read_cache_record(folder)
-    for shard in record["shards"]:
-        path = folder / shard["name"]
-        found = sha256_file(path) if path.is_file() else "no file"
-        if found != shard["sha256"]:
-            raise InputError(f"{path}: SHA-256 {found[:12]}, cache.json says {shard['sha256'][:12]}")
+def other_shard(index: CacheIndex, record: dict[str, Any]) -> int | None:
+    """The first shard of which an index says something else than ``cache.json``."""
+    try:
+        wanted = [shard["index_sha256"] for shard in record["shards"]]
+        return next((n for n, digest in enumerate(wanted) if index_digest(index, n) != digest), None)
+    except (ValueError, TypeError):  # columns of other kinds
+        return 0

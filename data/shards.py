@@ -1,7 +1,9 @@
 """The feature cache: what stage one writes and stage two reads.
 
-    cache/000000.tar 000001.tar ...   plain WebDataset shards, one sample per image:
-                                      <ordinal>.features.npy  the map, H x W x D, and  <ordinal>.json  ids and checksum
+    cache/000000.tar 000001.tar ...   plain WebDataset shards, one sample per image: <ordinal>.features.npy, the map
+                                      (data/storage.py says how), <ordinal>.flip.npy and so on, variants of it if
+                                      there are any, and <ordinal>.json, ids and checksums; in a cache compressed
+                                      later, .npy.zst, which `zstd -d` turns into .npy
     cache/index.npz                   where each map lies (derived: rebuilt from the shards when missing)
     cache/cache.json                  the authority, written last: what made the maps, each shard's bytes, SHA-256 and
                                       digest of its part of the index, and a digest over all that
@@ -11,31 +13,38 @@ together. There are no labels and no splits in a shard: both are read live from 
 unpickled, and only plain files are opened.
 
 What is checked when: opening a cache compares sizes and the index's digests, every read compares a map with its
-checksum (together: nothing altered is used), and `verify_shards` reads whole shards, for example after copying.
+checksum (together: nothing altered is used), and `scripts/cache.py verify` reads whole shards, for example after
+copying.
 
-Axes: **N** images, **H W** map size, **D** features.
+Axes: **N** images, **K** variants, **H W** map size, **D** features.
 """
 
 import hashlib
 import json
 import os
-import tarfile
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import xxhash
-from jaxtyping import Float16, Int
+from imagecodecs import zstd_encode
+from jaxtyping import Shaped
 from webdataset.writer import TarWriter
 
 from data.errors import InputError
 from data.files import sync_folder
+from data.storage import STORAGE_DTYPES, Storage, is_finite, payload_bytes, payload_shape
 
-FORMAT_VERSION = 1
-FEATURES, META = ".features.npy", ".json"
+FORMAT_VERSION = 2
+PLAIN = "plain"
+META = ".json"
 META_KEYS = {"image_id", "study_id", "patient_id", "content", "xxh3"}
+FOLD = "fold"
 FLOAT16_MAX = 65504.0
+TAR_BLOCK = 512
+ZSTD_LEVEL = 1  # higher levels gain little on maps and decode no faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +55,13 @@ class CacheIdentity:
     """timm model name."""
 
     weights_sha256: str
-    """Digest of the model folder's weights."""
+    """Digest of the model folder's weights; of an out-of-fold cache, the first backbone's."""
 
     preprocessing: dict[str, Any]
     """Transform from decoded image to network input."""
 
     map_shape: tuple[int, int, int]
-    """H, W, D."""
+    """H, W, D of the stored maps, after pooling."""
 
     images_sha256: str
     """Digest over image, study and patient ids and the content of every image file."""
@@ -66,8 +75,26 @@ class CacheIdentity:
     classes: tuple[str, ...]
     """Classes of the model that the backbone comes from."""
 
-    dtype: str = "float16"
+    dtype: Storage = "float16"
     """Storage of the maps."""
+
+    pool: int = 1
+    """2: stored maps are 2 x 2 averages of the backbone's."""
+
+    variants: tuple[str, ...] = (PLAIN,)
+    """Maps per image: plain, then flip, augmented_1, ..."""
+
+    augmentation: dict[str, Any] = field(default_factory=dict)
+    """Random changes and seed behind the augmented variants; empty without any."""
+
+    compression: Literal["none", "zstd"] = "none"
+    """Whether members are compressed."""
+
+    fold_weights: tuple[str, ...] = ()
+    """Of an out-of-fold cache, the weights' digests of its backbones, which each image's fold counts."""
+
+    golden_decode: str = ""
+    """Hash of the pixels that this machine's decoders make of one fixed image."""
 
     format_version: int = FORMAT_VERSION
     """Of these files."""
@@ -77,9 +104,31 @@ class CacheIdentity:
         """Shards of the complete cache."""
         return -(-self.num_images // self.images_per_shard)
 
+    @property
+    def payload_shape(self) -> tuple[int, ...]:
+        """Shape of one stored map."""
+        return payload_shape(self.map_shape, self.dtype)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Weights' digests of all backbones, in the order in which folds count them."""
+        return self.fold_weights or (self.weights_sha256,)
+
+    def ordinals_of(self, shard: int) -> range:
+        """Ordinals of a shard's images."""
+        first = shard * self.images_per_shard
+        return range(first, min(first + self.images_per_shard, self.num_images))
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in ``cache.json``."""
-        return asdict(self) | {"map_shape": list(self.map_shape), "classes": list(self.classes)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CacheIdentity":
+        """The inverse of `to_dict`."""
+        lists = ("map_shape", "classes", "variants", "fold_weights")
+        fields: dict[str, Any] = values | {name: tuple(values[name]) for name in lists}
+        return cls(**fields)
 
 
 def shard_name(number: int) -> str:
@@ -87,26 +136,58 @@ def shard_name(number: int) -> str:
     return f"{number:06d}.tar"
 
 
+def member_endings(identity: CacheIdentity) -> list[str]:
+    """What follows the ordinal in the names of a sample's maps, in the order in which they lie."""
+    end = ".npy" if identity.compression == "none" else ".npy.zst"
+    return [f".{'features' if name == PLAIN else name}{end}" for name in identity.variants]
+
+
+def bytes_per_image(map_shape: tuple[int, int, int], dtype: Storage, num_variants: int = 1) -> int:
+    """Bytes that an image takes in a shard, tar headers and padding included, for ids of up to about 200 characters."""
+    member = len(npy_header(payload_shape(map_shape, dtype), dtype)) + payload_bytes(map_shape, dtype)
+    return num_variants * (TAR_BLOCK + -(-member // TAR_BLOCK) * TAR_BLOCK) + 2 * TAR_BLOCK
+
+
+def images_per_shard(map_shape: tuple[int, int, int], dtype: Storage, num_variants: int, shard_megabytes: int) -> int:
+    """Whole images that fit into a shard of that many MiB, at least one."""
+    return max(1, shard_megabytes * 2**20 // bytes_per_image(map_shape, dtype, num_variants))
+
+
 class ShardWriter:
     """Write one shard under a temporary name; it gets its final name, complete and flushed, at `close`."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, identity: CacheIdentity) -> None:
         self.path = folder / shard_name(number)
         self.temporary = folder / f".tmp-{self.path.name}"
+        self.identity = identity
         self.file: BinaryIO = open(self.temporary, "wb")
-        self.tar = TarWriter(self.file, encoder=False, mtime=0.0, user="", group="")
+        self.tar = TarWriter(self.file, encoder=False, mtime=0, user="", group="")  # 0.0 adds 1 KiB of pax header
 
-    def write(self, ordinal: int, features: Float16[np.ndarray, "H W D"], ids: dict[str, str]) -> None:
-        """Add one image's map; `ids` holds image_id, study_id, patient_id and content."""
-        payload = np.ascontiguousarray(features)
-        meta = ids | {"xxh3": xxhash.xxh3_64_hexdigest(payload.data)}
-        self.tar.write(
-            {
-                "__key__": f"{ordinal:09d}",  # not an id: WebDataset cuts a key at its first dot
-                FEATURES[1:]: npy_header(payload.shape) + payload.tobytes(),
-                META[1:]: json.dumps(meta, sort_keys=True, ensure_ascii=True).encode(),
-            }
-        )
+    def write(self, ordinal: int, payloads: Sequence[Shaped[np.ndarray, "..."]], ids: dict[str, Any]) -> None:
+        """Add one image.
+
+        Args:
+            payloads: The stored form of each variant's map, C-contiguous, in the identity's order.
+            ids: image_id, study_id, patient_id and content; in an out-of-fold cache fold, too.
+
+        Raises:
+            InputError: a map has values that float16 cannot hold; names the image.
+        """
+        key, checksums = f"{ordinal:09d}", []  # not an id: WebDataset cuts a key at its first dot
+        for ending, payload in zip(member_endings(self.identity), payloads, strict=True):
+            if not is_finite(payload, self.identity.dtype):
+                raise InputError(
+                    f"image {ids['image_id']!r}: its map has values beyond float16's {FLOAT16_MAX:.0f}, or NaN;"
+                    " no cache can hold it: check the image and the backbone"
+                )
+            content = b"".join((npy_header(payload.shape, self.identity.dtype), payload.data.cast("B")))
+            checked: Any = payload.data
+            if self.identity.compression == "zstd":
+                content = checked = zstd_encode(content, level=ZSTD_LEVEL)
+            checksums.append(xxhash.xxh3_64_hexdigest(checked))
+            self.tar.write({"__key__": key, ending[1:]: content})  # one by one: TarWriter sorts the members of a call
+        meta = json.dumps(ids | {"xxh3": checksums}, sort_keys=True, ensure_ascii=True)
+        self.tar.write({"__key__": key, META[1:]: meta.encode()})
 
     def close(self) -> None:
         """Finish the shard."""
@@ -118,89 +199,19 @@ class ShardWriter:
         sync_folder(self.path.parent)
 
 
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """The .npy preamble (version 1.0) of a C-ordered little-endian float16 array."""
-    text = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {tuple(shape)}, }}"
+def npy_header(shape: tuple[int, ...], dtype: Storage = "float16") -> bytes:
+    """The .npy preamble (version 1.0) of a C-ordered little-endian array."""
+    descr = STORAGE_DTYPES[dtype].str
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {tuple(shape)}, }}"
     padding = -(10 + len(text) + 1) % 64
     return (
         b"\x93NUMPY\x01\x00" + (len(text) + padding + 1).to_bytes(2, "little") + (text + " " * padding + "\n").encode()
     )
 
 
-@dataclass(frozen=True)
-class CacheIndex:
-    """Where each of N maps lies, in ordinal order."""
+def patient_hash(patient_id: str, weights_sha256: str) -> str:
+    """Keyed BLAKE2b of a patient id, 16 hexadecimal digits; the key is the digest of the weights that saw the patient.
 
-    image_id: np.ndarray
-    study_id: np.ndarray
-    patient_id: np.ndarray
-    content: np.ndarray
-    checksum: np.ndarray
-    shard: Int[np.ndarray, "N"]
-    offset: Int[np.ndarray, "N"]
-
-
-def index_digest(index: CacheIndex, shard: int) -> str:
-    """SHA-256 of what an index says of one shard."""
-    start, end = np.searchsorted(index.shard, [shard, shard + 1])
-    columns = [getattr(index, name)[start:end].tolist() for name in CacheIndex.__annotations__]
-    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
-
-
-def index_shard(path: Path, number: int, identity: CacheIdentity) -> list[dict[str, Any]]:
-    """Read the headers and ids of a shard; the maps themselves are skipped.
-
-    Raises:
-        InputError: missing, or not the complete shard of that number; the message names it.
+    Enough to recognise a patient whose id one has, useless for finding out who was trained on without a list to try.
     """
-    rows: list[dict[str, Any]] = []
-    try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                _index_member(member, file, rows, npy_header(identity.map_shape))
-    except FileNotFoundError:
-        raise InputError(f"{path}: shard is missing; rerun extract.py") from None
-    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable shard ({error}); delete it and rerun extract.py") from None
-    first = number * identity.images_per_shard
-    wanted = range(first, min(first + identity.images_per_shard, identity.num_images))
-    if [row["key"] for row in rows] != list(wanted) or not rows[-1].keys() >= META_KEYS:
-        raise InputError(
-            f"{path}: wanted {len(wanted)} maps from number {first} on, found {len(rows)}, or others; delete it and"
-            " rerun extract.py"
-        )
-    return [row | {"shard": number} for row in rows]
-
-
-def _index_member(member: tarfile.TarInfo, file: BinaryIO, rows: list[dict[str, Any]], header: bytes) -> None:
-    """Add a member to the rows: a map starts one, the ids that follow it complete it."""
-    key = int(member.name.split(".")[0])
-    file.seek(member.offset_data)
-    starts = not rows or rows[-1].keys() >= META_KEYS
-    if member.name.endswith(FEATURES) and starts and member.isreg():
-        if file.read(len(header)) != header:
-            raise ValueError(f"member {member.name} is not a float16 map of the cache's shape")
-        rows.append({"key": key, "offset": member.offset_data + len(header)})
-    elif member.name.endswith(META) and not starts and rows[-1]["key"] == key and member.size < 65536:
-        meta = json.loads(file.read(member.size))
-        if not isinstance(meta, dict) or meta.keys() != META_KEYS or not all(isinstance(v, str) for v in meta.values()):
-            raise ValueError(f"member {member.name} does not hold ids and checksum")
-        rows[-1] |= meta | {"checksum": int(meta["xxh3"], 16)}
-    else:
-        raise ValueError(f"unexpected member {member.name!r}")
-
-
-def build_index(folder: Path, identity: CacheIdentity) -> CacheIndex:
-    """Index all shards of a cache from their headers.
-
-    Raises:
-        InputError: names the first shard that is missing, damaged or another one.
-    """
-    rows = [row for n in range(identity.num_shards) for row in index_shard(folder / shard_name(n), n, identity)]
-    dtypes = {"checksum": np.uint64, "shard": np.int64, "offset": np.int64}
-    return CacheIndex(
-        **{
-            name: np.array([row[name] for row in rows], dtype=dtypes.get(name, np.str_))
-            for name in CacheIndex.__annotations__
-        }
-    )
+    return hashlib.blake2b(patient_id.encode(), key=bytes.fromhex(weights_sha256), digest_size=8).hexdigest()

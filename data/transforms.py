@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from data.errors import InputError
+from data.resize import resize
 
 PERCENTILES = (0.5, 99.5)
 
@@ -64,10 +65,11 @@ class Preprocessing:
     def resized(self, image: Float[np.ndarray, "H W"]) -> Float[Tensor, "1 S S"]:
         """Resize with an antialiasing triangle filter; grey values stay in [0, 1]."""
         height, width = self._inner_size(*image.shape)
-        tensor = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None]
-        tensor = F.resize(tensor, [height, width], InterpolationMode.BILINEAR, antialias=True)
+        tensor = resize(torch.from_numpy(np.require(image, np.float32, ["C", "W"])), height, width)[None]
         if self.intensity == "percentile":  # before padding, which must not count
             tensor = _stretched(tensor)
+        if height == width == self.size:
+            return tensor
         left, top = (self.size - width) // 2, (self.size - height) // 2
         return F.pad(tensor, [left, top, self.size - width - left, self.size - height - top])
 
@@ -163,7 +165,7 @@ class Augmentation:
                 image, angle * self.rotate, shift, 1 + scale * self.scale, [0.0, 0.0], InterpolationMode.BILINEAR
             )
         if self.brightness or self.contrast:
-            mean = image.mean()
+            mean = float(image.numpy().mean(dtype=np.float64))  # torch's sum depends on the number of threads
             image = (image - mean) * (1 + contrast * self.contrast) + mean + brightness * self.brightness
             image = image.clamp(0, 1)
         return image

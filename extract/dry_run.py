@@ -19,9 +19,10 @@ from data.errors import InputError
 from data.manifest import SPLITS, Manifest, read_manifest
 from data.order import epoch_batches
 from data.runs import Log
+from data.shards import bytes_per_image
 from data.views import VIEWS
-from extract.cache import BYTES_BESIDE_MAP
 from extract.config import ExtractConfig
+from extract.estimate import pooled
 from extract.observe import FirstStep, aligned, bytes_text, measure_parts, observe_step, part_lines, step_lines
 from extract.options import OptimizerConfig
 from extract.resume import StopSignal, TrainingState
@@ -57,8 +58,10 @@ def dry_run(config: ExtractConfig, accelerator: Accelerator) -> None:
     lines += ["", *part_lines(state.plain_model, cost, PARTS, "image")]
     lines += ["", *step_lines(step, config.optimizer, "reading and drawing it, no workers", accelerator)]
     _, H, W, D = cost.shapes["backbone"]
-    cache = len(manifest) * (2 * H * W * D + BYTES_BESIDE_MAP)
-    lines += ["", f"cache: {len(manifest):,} maps of {H} x {W} x {D} float16, {bytes_text(cache)}"]
+    shape, variants = pooled((H, W, D), config.cache.pool), len(config.cache.variants)
+    cache = len(manifest) * bytes_per_image(shape, config.cache.dtype, variants)
+    form = f"{variants} x " * (variants > 1) + " x ".join(map(str, shape)) + f" {config.cache.dtype}"
+    lines += ["", f"cache: {len(manifest):,} maps of {form}, {bytes_text(cache)}"]
     lines += [f"free disk: {bytes_text(shutil.disk_usage(config.run_dir).free)}"]
     lines += [f"first inputs of the network: {picture}", f"start it: {start_command('extract.py', config.run_dir)}"]
     print("\n".join(lines))

@@ -1,138 +1,109 @@
-"""From what a trial of stage one took to what the full run will take."""
+"""What a feature cache costs, said before it is made: bytes in each form, room on the disk, and minutes."""
 
-import os
+import math
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.config import ExtractConfig
-from extract.dry_run import start_command
-from extract.observe import aligned, bytes_text
+from data.errors import InputError
+from data.runs import Log
+from data.shards import CacheIdentity, bytes_per_image
+from data.storage import Storage
+
+MEASURED_SECONDS = 20.0
+"""Time over which speed is measured before the time left is told."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a trial of stage one took. Seconds are of the clock on the wall, all processes at work."""
+class Form:
+    """One way to store the maps of all images."""
 
-    scan_s: float
-    """Seconds to check an image."""
-
-    decode_s: float
-    """Seconds in which one worker reads, decodes and augments an image."""
-
-    step_s: float
-    """Seconds from the end of one optimizer step to the end of the next."""
-
-    val_s: float
-    """Seconds to predict an image, reading included."""
-
-    cache_s: float
-    """Seconds in which one process reads an image, runs it and writes its map."""
-
-    map_bytes: float
-    """Bytes of a map in its shard."""
-
-    checkpoint_bytes: int
-    """Bytes of ``best/``, ``last/`` and ``previous/``."""
-
-    peak_bytes: int
-    """CUDA: most memory allocated in training; CPU: the process's peak, workers not included."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the full run will take."""
-
-    num_steps: int
-    """Optimizer steps of all epochs."""
-
-    scan_s: float
-    train_s: float
-    """All epochs with their validation."""
-
-    cache_s: float
-    cache_bytes: float
-    checkpoint_bytes: int
+    pool: int
+    dtype: Storage
+    map_shape: tuple[int, int, int]
+    total_bytes: int
 
     @property
-    def total_s(self) -> float:
-        """Seconds of everything."""
-        return self.scan_s + self.train_s + self.cache_s
-
-    @property
-    def total_bytes(self) -> float:
-        """Bytes of everything."""
-        return self.cache_bytes + self.checkpoint_bytes
+    def options(self) -> str:
+        """The command-line options that choose it."""
+        return f"--cache.dtype {self.dtype} --cache.pool {self.pool}"
 
 
-def make_estimate(
-    config: ExtractConfig, measured: Measured, num_images: int, num_train: int, num_val: int, num_processes: int
-) -> Estimate:
-    """Scale what two batches took to the full run.
+def storage_forms(identity: CacheIdentity, backbone_shape: tuple[int, int, int]) -> list[Form]:
+    """Every form of a cache, from the largest to the smallest, its variants counted.
 
-    Two batches come from workers that had nothing else to do. In a long run a step takes as long as the slower of
-    network and workers, which have one image after the other to decode.
+    Args:
+        backbone_shape: H, W, D before any pooling.
     """
-    workers = min(config.num_workers, os.cpu_count() or 1)
-    steps = config.epochs * -(-num_train // config.batch_size)
-    step_s, val_s = measured.step_s, measured.val_s
-    if workers:
-        step_s = max(step_s, measured.decode_s * config.batch_size / num_processes / workers)
-        decode_s = measured.decode_s / num_processes  # a single batch was read before it ran; later these overlap
-        val_s = max(val_s - decode_s, decode_s / workers)
-    num_shards = -(-num_images * measured.map_bytes // (config.cache.shard_megabytes * 2**20))
-    return Estimate(
-        num_steps=steps,
-        scan_s=measured.scan_s * num_images,
-        train_s=steps * step_s + config.epochs * num_val * val_s,
-        cache_s=measured.cache_s * num_images / max(1, min(num_processes, num_shards)),
-        cache_bytes=measured.map_bytes * num_images,
-        checkpoint_bytes=measured.checkpoint_bytes,
+    dtypes: tuple[Storage, ...] = ("float16", "uint8")
+    each = [(pool, dtype, pooled(backbone_shape, pool)) for pool in (1, 2) for dtype in dtypes]
+    return [
+        Form(pool, dtype, shape, identity.num_images * bytes_per_image(shape, dtype, len(identity.variants)))
+        for pool, dtype, shape in each
+    ]
+
+
+def pooled(map_shape: tuple[int, int, int], pool: int) -> tuple[int, int, int]:
+    """H, W, D after pooling `pool` x `pool` neighbours; the last row and column of odd sizes count."""
+    H, W, D = map_shape
+    return math.ceil(H / pool), math.ceil(W / pool), D
+
+
+def forms_table(identity: CacheIdentity, forms: list[Form]) -> str:
+    """The forms in lines for people; a star marks the chosen one."""
+    lines = [f"cache: {identity.num_images} images; maps of each: {', '.join(identity.variants)}"]
+    for form in forms:
+        star = "*" if form == chosen(identity, forms) else " "
+        shape, each = "x".join(map(str, form.map_shape)), form.total_bytes / identity.num_images
+        lines.append(
+            f" {star} {shape:>12} {form.dtype:>7} {each / 1e6:8.3f} MB per image {form.total_bytes / 1e9:9.2f} GB"
+            f"   {form.options}"
+        )
+    return "\n".join(lines)
+
+
+def chosen(identity: CacheIdentity, forms: list[Form]) -> Form:
+    """The form of an identity."""
+    return next(form for form in forms if (form.pool, form.dtype) == (identity.pool, identity.dtype))
+
+
+def check_disk(folder: Path, identity: CacheIdentity, forms: list[Form], num_done: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Args:
+        num_done: Shards that are there already.
+
+    Raises:
+        InputError: names the forms that would fit.
+    """
+    wanted = chosen(identity, forms).total_bytes * (1 - num_done / identity.num_shards)
+    free = shutil.disk_usage(folder).free
+    if wanted <= free:
+        return
+    fitting = [f"{form.options} ({form.total_bytes / 1e9:.2f} GB)" for form in forms if form.total_bytes <= free]
+    instead = f", or choose a form that fits: {', '.join(fitting)}" if fitting else " (no form of this cache fits)"
+    raise InputError(
+        f"{folder}: the maps need {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make room or move run_dir"
+        f"{instead}"
     )
 
 
-def report(config: ExtractConfig, measured: Measured, estimate: Estimate, num_train: int) -> list[str]:
-    """Measured and estimated numbers, a warning if the disk is too small, and the next command."""
-    run_dir = config.run_dir
-    rows = [
-        ["measured on the trial", ""],
-        ["checking an image", seconds_text(measured.scan_s)],
-        ["decoding an image in a worker", seconds_text(measured.decode_s)],
-        [f"a training step of {min(config.batch_size, num_train)} images", seconds_text(measured.step_s)],
-        ["validating an image", seconds_text(measured.val_s)],
-        ["caching an image", seconds_text(measured.cache_s)],
-        ["peak memory of a process", f"about {bytes_text(measured.peak_bytes)}"],
-        ["", ""],
-        ["the full run", ""],
-        ["checking all images", seconds_text(estimate.scan_s)],
-        [f"training and validating, {estimate.num_steps:,} steps", seconds_text(estimate.train_s)],
-        ["caching all maps", seconds_text(estimate.cache_s)],
-        ["together", seconds_text(estimate.total_s)],
-        ["disk for the cache", f"about {bytes_text(estimate.cache_bytes)}"],
-        ["disk for checkpoints", f"about {bytes_text(estimate.checkpoint_bytes)}"],
-    ]
-    remedy = "lower image.size (the cache shrinks with its square)"
-    two = f"accelerate launch train_fusion.py --run_dir {run_dir} --trial"
-    return [
-        *disk_lines(rows, estimate.total_bytes, run_dir, remedy),
-        f"try stage two on this trial: {two}",
-        f"next: {start_command('extract.py', run_dir)}",
-    ]
+class Rate:
+    """Tells once, early on, how fast extraction runs and how long it will take."""
 
+    def __init__(self, num_images: int, log: Log) -> None:
+        self.num_images, self.log = num_images, log
+        self.done, self.started, self.done_at_start, self.told = 0, 0.0, 0, False
 
-def disk_lines(rows: list[list[str]], wanted: int | float, run_dir: Path, remedy: str) -> list[str]:
-    """The rows with the free disk below them, aligned, and a warning if it does not suffice."""
-    free = shutil.disk_usage(run_dir).free
-    lines = aligned([*rows, ["free disk", bytes_text(free)]], left=2)
-    if wanted > free:
-        where = f"{bytes_text(wanted)} wanted, {bytes_text(free)} free"
-        lines.append(f"warning: {run_dir}: {where}; make room, choose another run_dir, or {remedy}")
-    return lines
-
-
-def seconds_text(seconds: int | float) -> str:
-    """A duration for people: ``about 3.2 h``."""
-    for unit, size in (("days", 172800), ("h", 5400), ("min", 120)):
-        if seconds >= size:
-            return f"about {seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.3g} {unit}"
-    return f"about {seconds:.3g} s" if seconds >= 1 else f"about {seconds * 1000:.3g} ms"
+    def add(self, num_images: int) -> None:
+        """Count a batch; the first one only starts the clock, since decoding it had nothing to hide behind."""
+        self.done += num_images
+        now = time.monotonic()
+        if self.started == 0.0:
+            self.started, self.done_at_start = now, self.done
+        elif not self.told and now - self.started >= MEASURED_SECONDS and self.done < self.num_images:
+            rate = (self.done - self.done_at_start) / (now - self.started)
+            minutes = (self.num_images - self.done) / rate / 60
+            self.log(f"cache: {rate:.1f} images per second and process, about {minutes:.0f} minutes left")
+            self.told = True

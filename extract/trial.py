@@ -24,10 +24,10 @@ from data.runs import Log, keep_config, read_metrics
 from extract.cache import load_best, write_cache
 from extract.config import ExtractConfig
 from extract.dry_run import require_manifest
-from extract.estimate import Measured, make_estimate, report
 from extract.images import ImageDataset, augmented_requests
 from extract.observe import peak_memory
 from extract.train import predict_images, readable_images, train
+from extract.trial_estimate import Measured, make_estimate, report
 
 Result = TypeVar("Result")
 NUM_BATCHES = 2
@@ -114,7 +114,8 @@ def measure(config: ExtractConfig, resolved_yaml: str, accelerator: Accelerator,
     train(config, resolved_yaml, manifest, accelerator, log)  # finds its checkpoint, loads it, has nothing left to do
     cache_s, _ = timed(lambda: write_cache(config, manifest, content, accelerator, log))
     again_s, _ = timed(lambda: write_cache(config, manifest, content, accelerator, log))  # all but the maps
-    model, identity = load_best(config, manifest, content)
+    model, _ = load_best(config, manifest)
+    num_shards = len(list((config.run_dir / "cache").glob("*.tar")))
     val_set, stage_dir = manifest.of_split("val"), config.run_dir / "stage_one"
     model.to(accelerator.device)
     val_s, _ = timed(lambda: predict_images(config, val_set, model, accelerator))
@@ -125,7 +126,7 @@ def measure(config: ExtractConfig, resolved_yaml: str, accelerator: Accelerator,
         decode_s=decode_seconds(config, manifest.of_split("train")),
         step_s=step_seconds(stage_dir, num_steps),
         val_s=val_s / len(val_set),
-        cache_s=max(0.0, cache_s - again_s) * min(accelerator.num_processes, identity.num_shards) / len(manifest),
+        cache_s=max(0.0, cache_s - again_s) * min(accelerator.num_processes, num_shards) / len(manifest),
         map_bytes=sum(path.stat().st_size for path in (config.run_dir / "cache").glob("*.tar")) / len(manifest),
         checkpoint_bytes=sum(folder_bytes(stage_dir / name) for name in ("best", "last", "previous")),
         peak_bytes=peak,

@@ -25,6 +25,10 @@ class GroupingConfig:
     type_dropout: float = 0.1
     """Probability that training hides a view's type, so that images without one are served too."""
 
+    draw_variants: bool = True
+    """Where the cache holds flipped or augmented maps of an image, training draws one of all its maps at each visit;
+    validation and test take the plain one."""
+
     def __post_init__(self) -> None:
         for name in ("view_dropout", "type_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -38,6 +42,9 @@ class FusionConfig(TrainingConfig):
     Without --config it reads fusion/configs/demo.yaml, which goes on from extract.py without arguments.
     """
 
+    cache_dir: Path | None = None
+    """Feature cache; run_dir/cache unless given, for example a converted or an out-of-fold one."""
+
     name: str = "fusion"
     """Folder in `run_dir` that receives everything."""
 
@@ -46,6 +53,9 @@ class FusionConfig(TrainingConfig):
 
     max_views_per_forward: int = 0
     """Largest number of views in one forward pass, to bound memory; 0: no limit. Gradients add up exactly."""
+
+    num_workers: int = 2
+    """Threads per process that read maps ahead. Changes no result."""
 
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     """Which images are fused."""
@@ -77,7 +87,8 @@ class FusionConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bootstrap_replicates < 1:
-            raise ValueError(f"bootstrap_replicates must be at least 1, got {self.bootstrap_replicates}")
+        for name in ("num_workers", "bootstrap_replicates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one", "trial"}:
             raise ValueError(f"name must be a plain folder name and none of the run's others, got {self.name!r}")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -18,13 +19,14 @@ from data.cache import FeatureCache
 from data.manifest import read_manifest
 from data.order import epoch_batches
 from data.runs import Log
+from data.storage import decode_maps
 from data.views import VIEWS
 from extract.dry_run import data_lines, epochs_line, start_command, stop_after_one, without_clipping
 from extract.observe import FirstStep, aligned, bytes_text, measure_parts, observe_step, part_lines, step_lines
 from extract.resume import TrainingState
 from fusion.config import FusionConfig
 from fusion.grouping import GroupSet, cached_manifest, make_groups
-from fusion.train import build_state, read_steps, refuse_trained_patients, train_one_epoch
+from fusion.train import build_state, plan_steps, refuse_trained_patients, train_one_epoch
 
 MOST_ROWS, MOST_COLUMNS = 6, 8
 """Groups and views in the picture."""
@@ -38,7 +40,7 @@ def dry_run(config: FusionConfig, accelerator: Accelerator) -> None:
     Raises:
         InputError: whatever training would raise until its first step is done.
     """
-    cache = FeatureCache(config.run_dir / "cache")
+    cache = FeatureCache(config.cache_dir or config.run_dir / "cache")
     manifest = cached_manifest(read_manifest(config.run_dir / "manifest.csv"), cache)
     manifest.require_splits()
     refuse_trained_patients(manifest, cache)
@@ -101,9 +103,11 @@ def first_groups(
 ) -> dict[int, list[View]]:
     """The first groups of the first batch, as training sees them: number in the set, and views by slot."""
     batch = epoch_batches(len(groups), config.batch_size, config.seed, epoch=0)[0]
-    buckets, _ = next(read_steps(config, groups, cache, [batch], 0, accelerator))
+    plans = plan_steps(config, groups, [batch], 0, len(cache.identity.variants), accelerator)
+    ((buckets, _), stored), *_ = cache.stream(plans, torch.device("cpu"), 1)
     views: dict[int, list[View]] = {}
-    for bucket, maps in buckets:
+    for bucket, part in zip(buckets, stored.split([bucket.ordinals.size for bucket in buckets]), strict=True):
+        maps = decode_maps(part, cache.identity.dtype, cache.identity.map_shape).unflatten(0, bucket.ordinals.shape)
         pictures = maps.float().abs().mean(dim=-1).numpy()
         for place, number in enumerate(bucket.groups.tolist()):
             slots, types = bucket.slots[place].tolist(), [VIEWS[t] for t in bucket.view_types[place].tolist()]

@@ -6,6 +6,7 @@ views, C classes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -104,6 +105,15 @@ def cached_manifest(manifest: Manifest, cache: FeatureCache) -> Manifest:
     return kept
 
 
+class Views(NamedTuple):
+    """One group's views at one visit."""
+
+    ordinals: Int[np.ndarray, "V"]
+    view_types: Int[np.ndarray, "V"]
+    slots: Int[np.ndarray, "V"]
+    variants: Int[np.ndarray, "V"]
+
+
 @dataclass(frozen=True)
 class Bucket:
     """Groups with equally many views, ready for a forward pass."""
@@ -111,6 +121,8 @@ class Bucket:
     groups: Int[np.ndarray, "G"]
     """Numbers into the group set."""
     ordinals: Int[np.ndarray, "G V"]
+    variants: Int[np.ndarray, "G V"]
+    """Which of an image's cached maps."""
     view_types: Int[Tensor, "G V"]
     slots: Int[Tensor, "G V"]
 
@@ -127,40 +139,58 @@ def shuffled_slots(num_views: int, num_slots: int, rng: np.random.Generator) -> 
 
 
 def training_views(
-    groups: GroupSet, number: int, config: GroupingConfig, num_slots: int, seed: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ordinals, view types, slots) of one group at one visit, a pure function of (seed, epoch, group)."""
+    groups: GroupSet,
+    number: int,
+    config: GroupingConfig,
+    num_slots: int,
+    seed: int,
+    epoch: int,
+    num_variants: int = 1,
+) -> Views:
+    """One group at one visit, a pure function of (seed, epoch, group)."""
     rng = np.random.default_rng(derive_seed("views", seed, epoch, groups.ids[number]))
     num_views = len(groups.ordinals[number])
     keep = rng.random(num_views) >= config.view_dropout
     keep[rng.integers(num_views)] |= not keep.any()
     types = np.where(rng.random(num_views) < config.type_dropout, UNKNOWN, groups.view_types[number])
-    return groups.ordinals[number][keep], types[keep], shuffled_slots(int(keep.sum()), num_slots, rng)
+    slots = shuffled_slots(int(keep.sum()), num_slots, rng)
+    variants = rng.integers(num_variants if config.draw_variants else 1, size=len(slots))
+    return Views(groups.ordinals[number][keep], types[keep], slots, variants)
 
 
-def evaluation_views(groups: GroupSet, number: int, num_slots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ordinals, view types, slots) of one group at test time: all views, canonical order."""
+def evaluation_views(groups: GroupSet, number: int, num_slots: int) -> Views:
+    """One group at test time: all views in canonical order, of each the plain map."""
     ordinals = groups.ordinals[number]
-    return ordinals, groups.view_types[number], slots_in_order(len(ordinals), num_slots)
+    slots = slots_in_order(len(ordinals), num_slots)
+    return Views(ordinals, groups.view_types[number], slots, np.zeros_like(ordinals))
 
 
 def make_buckets(
     numbers: Int[np.ndarray, "G"],
-    views: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    views: list[Views],
     max_views: int = 0,
 ) -> Iterator[Bucket]:
     """Sort groups into buckets by number of views, few views first.
 
     Args:
         numbers: Group numbers.
-        views: (ordinals, view types, slots) of each of them.
+        views: Views of each of them.
         max_views: Views per bucket at most (one group always fits); 0: no limit.
     """
-    counts = np.array([len(ordinals) for ordinals, _, _ in views])
+    counts = np.array([len(part.ordinals) for part in views])
     for count in np.unique(counts):
         places = np.flatnonzero(counts == count)
         size = max(1, max_views // count) if max_views else len(places)
         for start in range(0, len(places), size):
             part = places[start : start + size]
-            ordinals, types, slots = (np.stack([views[p][i] for p in part]) for i in range(3))
-            yield Bucket(numbers[part], ordinals, torch.from_numpy(types), torch.from_numpy(slots))
+            ordinals, types, slots, variants = (np.stack([views[p][i] for p in part]) for i in range(4))
+            yield Bucket(numbers[part], ordinals, variants, torch.from_numpy(types), torch.from_numpy(slots))
+
+
+def maps_of(buckets: list[Bucket]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """Ordinals and variants of all maps of some buckets, bucket after bucket."""
+    none = [np.empty(0, dtype=int)]
+    return (
+        np.concatenate([bucket.ordinals.ravel() for bucket in buckets] or none),
+        np.concatenate([bucket.variants.ravel() for bucket in buckets] or none),
+    )

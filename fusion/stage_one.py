@@ -41,6 +41,11 @@ def stage_one_logits(run_dir: Path, groups: GroupSet, cache: FeatureCache) -> Fl
     prefix = "head."
     load_weights(head, {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}, str(best))
     rows, ordinals = np.concatenate(groups.rows), np.concatenate(groups.ordinals)
+    if (folds := cache.index.fold[ordinals]).any():
+        raise InputError(
+            f"{cache.folder}: {(folds > 0).sum()} maps of this split come from other backbones than {best}; merge the"
+            " caches anew, this run's first"
+        )
     logits = np.empty((len(rows), len(cache.identity.classes)), dtype=np.float32)
     for start in range(0, len(rows), BATCH):
         maps = torch.from_numpy(cache.read(ordinals[start : start + BATCH])).to(torch.get_default_dtype())

@@ -22,9 +22,10 @@ from data.lock import locked
 from data.manifest import Manifest, read_manifest
 from data.metrics import summary
 from data.order import derive_seed, epoch_batches, rank_share
-from data.prefetch import prefetch
 from data.runs import Log, keep_config, run_command
-from extract.cache import keep_training_data, patient_hash
+from data.shards import CacheIdentity, patient_hash
+from data.storage import decode_maps
+from extract.cache import keep_training_data
 from extract.checkpoint import Content
 from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
 from extract.losses import multilabel_loss, prevalence
@@ -38,6 +39,7 @@ from fusion.grouping import (
     evaluation_views,
     make_buckets,
     make_groups,
+    maps_of,
     single_images,
     training_views,
 )
@@ -65,7 +67,7 @@ def run(config: FusionConfig, resolved_yaml: str, last_words: bool = True) -> No
     with locked(config.run_dir) if accelerator.is_main_process else nullcontext():
         log = Log(config.run_dir, accelerator.is_main_process)
         log.start("stage two", accelerator.num_processes, accelerator.device.type)
-        cache = FeatureCache(config.run_dir / "cache")
+        cache = FeatureCache(config.cache_dir or config.run_dir / "cache")
         manifest = cached_manifest(read_manifest(config.run_dir / "manifest.csv"), cache)
         manifest.require_splits()
         refuse_trained_patients(manifest, cache)
@@ -100,14 +102,16 @@ def rehearse(config: FusionConfig, resolved_yaml: str, accelerator: Accelerator)
 
 
 def refuse_trained_patients(manifest: Manifest, cache: FeatureCache) -> None:
-    """Refuse to validate or test on a patient that the backbone was trained on.
+    """Refuse to validate or test on maps of a backbone that was trained on their patient.
 
     Raises:
         InputError: names the first such patient.
     """
     trained = set(cache.record["trained_patients"])
-    held_out = manifest.images.loc[manifest.images["split"] != "train", "patient_id"].unique()
-    seen = [patient for patient in held_out if patient_hash(patient, cache.identity.weights_sha256) in trained]
+    held_out = manifest.images.loc[manifest.images["split"] != "train", ["patient_id", "image_id"]]
+    pairs = {(patient, cache.index.fold[cache.ordinal[image]]) for patient, image in held_out.itertuples(index=False)}
+    weights = cache.identity.weights
+    seen = sorted({patient for patient, fold in pairs if patient_hash(patient, weights[fold]) in trained})
     if seen:
         raise InputError(
             f"manifest.csv: {len(seen)} patients of val or test were in the backbone's training set, first {seen[0]};"
@@ -180,20 +184,22 @@ def train_one_epoch(
     batches = epoch_batches(len(groups), config.batch_size, config.seed, epoch)
     class_prevalence = prevalence(groups.labels).to(accelerator.device)
 
-    def sub_loss(bucket: Bucket, maps: Tensor, counts: bool, num_known: int) -> Tensor:
+    def sub_loss(bucket: Bucket, stored: Tensor, counts: bool, num_known: int) -> Tensor:
         targets = torch.from_numpy(groups.labels[bucket.groups]).to(accelerator.device)
         if not counts:
             targets = torch.full_like(targets, float("nan"))
-        logits = forward(state.model, bucket, maps, accelerator)
+        logits = forward(state.model, bucket, stored, cache.identity, accelerator)
         return multilabel_loss(logits, targets, class_prevalence, config.loss) / num_known
 
     state.model.train()
     todo = batches[progress.step :]
-    steps = prefetch(read_steps(config, groups, cache, todo, epoch, accelerator))
-    for batch, (parts, counts) in zip(log.progress(todo, f"epoch {epoch + 1}"), steps, strict=True):
+    plans = plan_steps(config, groups, todo, epoch, len(cache.identity.variants), accelerator)
+    steps = cache.stream(plans, accelerator.device, config.num_workers)
+    for batch, ((buckets, counts), stored) in zip(log.progress(todo, f"epoch {epoch + 1}"), steps, strict=True):
         seed_step(config.seed, epoch, progress.step, accelerator.process_index)
         num_known = max(1, int((~np.isnan(groups.labels[batch])).sum()))  # every process knows the global batch
-        losses = [partial(sub_loss, bucket, maps, counts, num_known) for bucket, maps in parts]
+        parts = zip(buckets, stored.split([bucket.ordinals.size for bucket in buckets]), strict=True)
+        losses = [partial(sub_loss, bucket, part, counts, num_known) for bucket, part in parts]
         total_step, names = epoch * len(batches) + progress.step, [groups.ids[number] for number in batch]
         take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), names)
         progress.step += 1
@@ -203,15 +209,15 @@ def train_one_epoch(
             state.save(stage_dir, model_files)
 
 
-def read_steps(
+def plan_steps(
     config: FusionConfig,
     groups: GroupSet,
-    cache: FeatureCache,
     batches: list[np.ndarray],
     epoch: int,
+    num_variants: int,
     accelerator: Accelerator,
-) -> Iterator[tuple[list[tuple[Bucket, Tensor]], bool]]:
-    """Per step, this process's buckets with their maps, and whether they count.
+) -> Iterator[tuple[tuple[list[Bucket], bool], np.ndarray, np.ndarray]]:
+    """Per step, this process's buckets and whether they count; and the maps to read for them.
 
     A process without a share runs one group of the batch at weight 0, so that all processes meet in every step.
     """
@@ -219,22 +225,20 @@ def read_steps(
         share = rank_share(batch, accelerator.process_index, accelerator.num_processes, groups.num_views[batch])
         numbers = share if len(share) else batch[:1]
         views = [
-            training_views(groups, int(n), config.grouping, config.model.num_slots, config.seed, epoch) for n in numbers
+            training_views(groups, int(n), config.grouping, config.model.num_slots, config.seed, epoch, num_variants)
+            for n in numbers
         ]
-        buckets = make_buckets(numbers, views, config.max_views_per_forward)
-        yield [(bucket, read_maps(cache, bucket)) for bucket in buckets], bool(len(share))
+        buckets = list(make_buckets(numbers, views, config.max_views_per_forward))
+        yield (buckets, bool(len(share))), *maps_of(buckets)
 
 
-def read_maps(cache: FeatureCache, bucket: Bucket) -> Float[Tensor, "G V H W D"]:
-    """The cached maps of a bucket, float16 as stored."""
-    maps = torch.from_numpy(cache.read(bucket.ordinals.ravel()))
-    return maps.unflatten(0, tuple(bucket.ordinals.shape))
-
-
-def forward(model: nn.Module, bucket: Bucket, maps: Tensor, accelerator: Accelerator) -> Float[Tensor, "G C"]:
-    """Logits of a bucket; maps travel as float16 and are widened on the device."""
+def forward(
+    model: nn.Module, bucket: Bucket, stored: Tensor, identity: CacheIdentity, accelerator: Accelerator
+) -> Float[Tensor, "G C"]:
+    """Logits of a bucket; maps travel in their stored form and are decoded and widened on the device."""
     device = accelerator.device
-    maps = maps.to(device, non_blocking=True).to(next(model.parameters()).dtype)
+    maps = decode_maps(stored, identity.dtype, identity.map_shape).to(next(model.parameters()).dtype)
+    maps = maps.unflatten(0, tuple(bucket.ordinals.shape))
     with accelerator.autocast():
         return model(maps, bucket.view_types.to(device), bucket.slots.to(device))
 
@@ -248,8 +252,9 @@ def predict_groups(
     views = [evaluation_views(groups, int(number), config.model.num_slots) for number in own]
     buckets = list(make_buckets(own, views, config.max_views_per_forward or 4 * config.batch_size))
     model.eval()
-    reading = prefetch((bucket, read_maps(cache, bucket)) for bucket in buckets)
-    logits = [forward(model, bucket, maps, accelerator).float().cpu() for bucket, maps in reading]
+    plans = ((bucket, *maps_of([bucket])) for bucket in buckets)
+    stream = cache.stream(plans, accelerator.device, config.num_workers)
+    logits = [forward(model, bucket, stored, cache.identity, accelerator).float().cpu() for bucket, stored in stream]
     numbers = np.concatenate([bucket.groups for bucket in buckets]) if buckets else own
     values = torch.cat(logits) if logits else torch.empty(0, groups.labels.shape[1])
     return gather_rows(accelerator, numbers, values, len(groups))

@@ -40,16 +40,16 @@ def train(run_dir: Path, dtype: torch.dtype) -> None:
 
 def visits(run_dir: Path, stop_after: int) -> None:
     """Stage two, noting the groups that each process trained on in each step; stops after `stop_after` steps."""
-    accelerator, read_steps, taken = Accelerator(), fusion.train.read_steps, []
+    accelerator, plan_steps, taken = Accelerator(), fusion.train.plan_steps, []
 
-    def noting(config, groups, cache, batches, epoch, accelerator):
-        for parts, counts in read_steps(config, groups, cache, batches, epoch, accelerator):
-            taken.append([epoch, [groups.ids[g] for bucket, *_ in parts for g in bucket.groups] if counts else []])
-            yield parts, counts
+    def noting(config, groups, batches, epoch, num_variants, accelerator):
+        for (buckets, counts), *maps in plan_steps(config, groups, batches, epoch, num_variants, accelerator):
+            taken.append([epoch, [groups.ids[g] for bucket in buckets for g in bucket.groups] if counts else []])
+            yield (buckets, counts), *maps
 
     class StopAfter(StopSignal):
         def agreed(self, accelerator):
-            if self._deferring:  # after a step: read_steps may be ahead of it, so its own note is taken by number
+            if self._deferring:  # after a step: plan_steps may be ahead of it, so its own note is taken by number
                 with open(run_dir / f"visits-{accelerator.process_index}.jsonl", "a") as file:
                     file.write(json.dumps(taken[StopAfter.steps]) + "\n")
                 StopAfter.steps += 1
@@ -64,7 +64,7 @@ def visits(run_dir: Path, stop_after: int) -> None:
                 log("stopped")
                 raise SystemExit(0)
 
-    fusion.train.read_steps, fusion.train.StopSignal = noting, StopAfter
+    fusion.train.plan_steps, fusion.train.StopSignal = noting, StopAfter
     print(f"world {accelerator.num_processes}")
     options = ["--run_dir", str(run_dir), "--epochs", "3", "--batch_size", "7", "--retrain_single", "false"]
     fusion.train.main([*CONFIGS["fusion"], *options, *NO_DROPOUT])

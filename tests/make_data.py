@@ -1,15 +1,18 @@
 """Tiny data sets, made up in a temporary folder: images with a manifest, and feature caches without any image."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pandas as pd
+import torch
 
 from data.cache import FeatureCache, finish_cache
 from data.files import sha256_file
 from data.manifest import MANIFEST_COLUMNS, Manifest, write_manifest
-from data.shards import CacheIdentity, ShardWriter, shard_name
+from data.shards import CacheIdentity, ShardWriter, patient_hash, shard_name
+from data.storage import Storage, encode_maps
 
 CLASSES = ("Edema", "Nodule", "Hernia")
 
@@ -51,29 +54,41 @@ def make_run(run_dir: Path, num_studies: int = 30) -> Manifest:
 
 
 def make_cache(
-    folder: Path, manifest: Manifest, map_shape: tuple[int, int, int] = (3, 2, 5), per_shard: int = 7, seed: int = 0
+    folder: Path,
+    manifest: Manifest,
+    map_shape: tuple[int, int, int] = (3, 2, 5),
+    per_shard: int = 7,
+    seed: int = 0,
+    dtype: Storage = "float16",
+    variants: tuple[str, ...] = ("plain",),
+    weights: str = "ab",
+    trained: Sequence[str] = (),
 ) -> FeatureCache:
-    """A cache of random maps for all images of a manifest."""
+    """A cache of random maps for all images of a manifest, made by a backbone that has learned from some patients."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     order = manifest.images.sort_values(["patient_id", "study_id", "image_id"])
     identity = CacheIdentity(
         backbone="made up",
-        weights_sha256="ab" * 32,
+        weights_sha256=weights * 32,
         preprocessing={"size": 24},
         map_shape=map_shape,
         images_sha256="cd" * 32,
         num_images=len(order),
         images_per_shard=per_shard,
         classes=manifest.classes,
+        dtype=dtype,
+        variants=variants,
     )
     records = order[["image_id", "study_id", "patient_id"]].to_dict("records")
     for number in range(identity.num_shards):
-        writer = ShardWriter(folder, number)
-        for ordinal in range(number * per_shard, min((number + 1) * per_shard, len(records))):
-            ids = {str(k): str(v) for k, v in records[ordinal].items()} | {"content": f"{rng.integers(2**62):016x}"}
-            writer.write(ordinal, rng.normal(size=map_shape).astype(np.float16), ids)
+        writer = ShardWriter(folder, number, identity)
+        for ordinal in identity.ordinals_of(number):
+            ids = {str(k): str(v) for k, v in records[ordinal].items()} | {"content": f"{ordinal:016x}"}
+            maps = rng.normal(size=(len(variants), *map_shape)).astype(np.float32)
+            writer.write(ordinal, list(encode_maps(torch.from_numpy(maps), dtype).numpy()), ids)
         writer.close()
     digests = [sha256_file(folder / shard_name(number)) for number in range(identity.num_shards)]
-    finish_cache(folder, identity, {"trained_patients": [], "manifest_sha256": "ef" * 32}, digests)
+    hashes = [patient_hash(patient, identity.weights_sha256) for patient in trained]
+    finish_cache(folder, identity, {"trained_patients": hashes, "manifest_sha256": "ef" * 32}, digests)
     return FeatureCache(folder)

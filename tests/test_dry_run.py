@@ -154,7 +154,8 @@ def test_it_prints_the_tables_and_ends_with_the_command(dry, capsys, monkeypatch
     assert lines["train"][1:4] == ["41", "20", "16"]
     assert lines["backbone"][1:5] == ["B=7", "H=2", "W=2", "D=64"]
     assert np.isfinite(float(lines["loss"][1]))
-    assert f"cache: 60 maps of 2 x 2 x 64 float16, {bytes_text(60 * (512 + extract.cache.BYTES_BESIDE_MAP))}" in out
+    # npy header and map 128 + 512 bytes in two tar blocks, a tar header each for it and for the ids, one block of ids
+    assert f"cache: 60 maps of 2 x 2 x 64 float16, {bytes_text(60 * 2560)}" in out
 
 
 def test_rejected_images_are_left_out_where_they_are_known(tmp_path):

@@ -7,10 +7,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from data.cache import FeatureCache
+from data.cache_merge import merge
 from data.errors import InputError
 from data.manifest import Manifest
+from data.shards import patient_hash
 from data.views import VIEWS
-from extract.cache import patient_hash
 from extract.heads import HeadConfig
 from fusion.config import FusionConfig, GroupingConfig
 from fusion.grouping import (
@@ -25,7 +27,7 @@ from fusion.grouping import (
     training_views,
 )
 from fusion.model import FusionModel, ModelConfig
-from fusion.train import predict_groups, refuse_trained_patients
+from fusion.train import forward, predict_groups, refuse_trained_patients
 from tests.make_data import CLASSES, make_cache, make_manifest
 
 CONFIG = FusionConfig(
@@ -79,7 +81,7 @@ def test_packing_changes_no_prediction(manifest, cache, model, limit):
     config = FusionConfig(batch_size=4, max_views_per_forward=limit, model=CONFIG.model)
     together = predict_groups(config, groups, cache, model, Accelerator(cpu=True))
     for g in range(len(groups)):
-        ordinals, types, slots = (torch.from_numpy(part)[None] for part in evaluation_views(groups, g, 16))
+        ordinals, types, slots, _ = (torch.from_numpy(part)[None] for part in evaluation_views(groups, g, 16))
         maps = torch.from_numpy(cache.read(ordinals[0].numpy())).float()[None]
         with torch.inference_mode():
             alone = model(maps, types, slots)[0].numpy()
@@ -132,7 +134,7 @@ def test_view_dropout_always_leaves_a_view_and_hides_types_as_often_as_asked(man
     kept, hidden, known = 0, 0, 0
     for epoch in range(60):
         for g in range(len(groups)):
-            ordinals, types, slots = training_views(groups, g, config, 16, 0, epoch)
+            ordinals, types, slots, _ = training_views(groups, g, config, 16, 0, epoch)
             assert len(ordinals) == len(types) == len(slots) >= 1
             assert set(ordinals) <= set(groups.ordinals[g])
             kept += len(ordinals)
@@ -142,6 +144,45 @@ def test_view_dropout_always_leaves_a_view_and_hides_types_as_often_as_asked(man
                     known, hidden = known + 1, hidden + (view_type == UNKNOWN)
     assert 0.4 < kept / (60 * groups.num_views.sum()) < 0.65
     assert hidden / known == pytest.approx(0.25, abs=0.04)
+
+
+def test_training_draws_every_cached_variant_and_evaluation_the_plain_map(manifest, cache):
+    groups = make_groups(manifest, cache, GroupingConfig())
+    config = GroupingConfig()
+    draws = [training_views(groups, g, config, 16, 0, epoch, num_variants=3) for g in range(9) for epoch in range(60)]
+    again = [training_views(groups, g, config, 16, 0, epoch, num_variants=3) for g in range(9) for epoch in range(60)]
+    counts = Counter(np.concatenate([views.variants for views in draws]).tolist())
+    assert set(counts) == {0, 1, 2}
+    assert max(counts.values()) < 1.3 * min(counts.values())
+    for a, b in zip(draws, again, strict=True):
+        assert a.variants.tolist() == b.variants.tolist()
+    for g in range(9):
+        alone, drawn = training_views(groups, g, config, 16, 0, 0), draws[60 * g]
+        assert not alone.variants.any()
+        for name in ("ordinals", "view_types", "slots"):
+            np.testing.assert_array_equal(getattr(alone, name), getattr(drawn, name))
+        plain = training_views(groups, g, GroupingConfig(draw_variants=False), 16, 0, 0, num_variants=3)
+        assert not plain.variants.any()
+        assert not evaluation_views(groups, g, 16).variants.any()
+
+
+def test_uint8_maps_give_nearly_the_same_logits_and_each_variant_its_own(tmp_path, manifest, model):
+    accelerator = Accelerator(cpu=True)
+    logits = {}
+    for dtype in ("float16", "uint8"):
+        cache = make_cache(tmp_path / dtype, manifest, dtype=dtype, variants=("plain", "flip"))
+        groups = make_groups(manifest, cache, GroupingConfig())
+        logits[dtype] = predict_groups(CONFIG, groups, cache, model, accelerator)
+        bucket = next(make_buckets(np.arange(1), [evaluation_views(groups, 0, 16)]))
+        maps = {}
+        for variant in (0, 1):
+            ordinals = bucket.ordinals.ravel()
+            stored = cache.read_stored(ordinals, np.full(len(ordinals), variant))
+            with torch.inference_mode():
+                maps[variant] = forward(model, bucket, stored, cache.identity, accelerator).numpy()
+        np.testing.assert_allclose(maps[0][0], logits[dtype][0], atol=1e-5)
+        assert np.abs(maps[1] - maps[0]).max() > 1e-3
+    assert 0 < np.abs(logits["uint8"] - logits["float16"]).max() < 0.02
 
 
 def test_patient_groups_hold_all_images_of_a_patient(manifest, cache):
@@ -174,4 +215,22 @@ def test_validating_on_a_patient_the_backbone_was_trained_on_is_refused(manifest
     with pytest.raises(
         InputError, match=f"1 patients of val or test were in the backbone's training set, first {patient}"
     ):
+        refuse_trained_patients(manifest, cache)
+
+
+def test_only_the_backbone_that_made_a_map_must_not_have_seen_its_patient(tmp_path, manifest):
+    held_out = sorted(set(manifest.images.loc[manifest.images["split"] != "train", "patient_id"]))
+    trained = sorted(set(manifest.images.loc[manifest.images["split"] == "train", "patient_id"]))
+    make_cache(tmp_path / "a", manifest, weights="0a", trained=trained[::2])
+    make_cache(tmp_path / "b", manifest, weights="0b", trained=[*trained[1::2], held_out[-1]])
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
+    cache = FeatureCache(tmp_path / "ab")
+    refuse_trained_patients(manifest, cache)  # val and test come from a, which has not seen them
+    merge([tmp_path / "b", tmp_path / "a"], tmp_path / "ba")
+    cache = FeatureCache(tmp_path / "ba")
+    refuse_trained_patients(manifest, cache)  # b has seen one of them, whose maps come from a
+    ordinals = np.flatnonzero(cache.index.patient_id == held_out[-1])
+    assert (cache.index.fold[ordinals] == 1).all()
+    cache.index.fold[ordinals] = 0
+    with pytest.raises(InputError, match=f"1 patients of val or test were in .* training set, first {held_out[-1]}"):
         refuse_trained_patients(manifest, cache)

@@ -15,8 +15,15 @@ import yaml
 
 import extract.train
 import fusion.train
-from data.cache import FeatureCache, verify_shards
+from data.cache import FeatureCache
+from data.cache_convert import convert
+from data.cache_verify import verify
+from data.errors import InputError
+from data.manifest import read_manifest
 from data.predictions import read_predictions
+from fusion.config import GroupingConfig
+from fusion.grouping import cached_manifest, make_groups
+from fusion.stage_one import stage_one_logits
 from tests.make_data import CLASSES, make_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +149,7 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(run_dir):
     shard.unlink()
     stage_one(run_dir)
     assert file_bytes(run_dir / "cache") == before
-    verify_shards(run_dir / "cache")
+    assert not verify(run_dir / "cache")
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 7])
@@ -212,6 +219,38 @@ def test_each_damaged_file_of_the_newest_checkpoint_is_named_and_the_former_chec
         }
 
 
+@pytest.mark.parametrize("options", [{"dtype": "uint8"}, {"dtype": "uint8", "pool": 2}])
+def test_stage_two_goes_on_from_a_converted_cache_to_nearly_the_same_predictions(run_dir, tmp_path, options):
+    convert(run_dir / "cache", tmp_path / "small", **options)
+    stage_two(run_dir, "--cache_dir", str(tmp_path / "small"), "--name", "small")
+    assert FeatureCache(tmp_path / "small").record["trained_patients"]
+    tables = [read_predictions(run_dir / name / "predictions_test.csv")[1] for name in ("fusion", "small")]
+    assert tables[0].shape == tables[1].shape
+    assert 0 < np.abs(tables[0] - tables[1]).max() < (0.2 if "pool" in options else 0.02)
+
+
+def test_stage_two_learns_from_variants_and_starts_again_to_the_same_bits(tmp_path):
+    make_run(tmp_path / "run")
+    stage_one(tmp_path / "run", "--cache.flip", "true", "--cache.augmented", "1")
+    assert FeatureCache(tmp_path / "run/cache").identity.variants == ("plain", "flip", "augmented_1")
+    stage_two(tmp_path / "run")
+    stage_two(tmp_path / "run", "--name", "again", "--num_workers", "5")
+    stage_two(tmp_path / "run", "--name", "plain", "--grouping.draw_variants", "false")
+    found = [weights(tmp_path / "run" / name / "best") for name in ("fusion", "again", "plain")]
+    assert same_weights(found[0], found[1])
+    assert not same_weights(found[0], found[2])
+
+
+def test_the_stage_one_head_does_not_read_maps_of_another_fold(run_dir):
+    cache = FeatureCache(run_dir / "cache")
+    manifest = cached_manifest(read_manifest(run_dir / "manifest.csv"), cache)
+    groups = make_groups(manifest.of_split("test"), cache, GroupingConfig())
+    assert stage_one_logits(run_dir, groups, cache).shape == (groups.num_views.sum(), 3)
+    cache.index.fold[groups.ordinals[0][0]] = 1
+    with pytest.raises(InputError, match=r"1 maps of this split come from other backbones than .*this run's first"):
+        stage_one_logits(run_dir, groups, cache)
+
+
 def test_patients_can_be_fused_too(run_dir):
     stage_two(run_dir, "--grouping.by", "patient", "--name", "by_patient")
     ids, probabilities, _ = read_predictions(run_dir / "by_patient/predictions_test.csv")
@@ -263,7 +302,12 @@ def edit_config(run_dir, **changes):
 
 FAULTS = {
     "another backbone's cache, stage two": (swap_backbone, stage_two, [], "was made with another backbone"),
-    "another backbone's cache, stage one": (swap_backbone, stage_one, [], "was made with another weights_sha256"),
+    "another backbone's cache, stage one": (
+        swap_backbone,
+        stage_one,
+        [],
+        "was made with another weights of the backbone",
+    ),
     "a template id without a prediction": (
         unpredicted_template,
         stage_two,

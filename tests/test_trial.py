@@ -18,12 +18,12 @@ import fusion.train
 from data.manifest import Manifest, read_manifest, write_manifest
 from data.predictions import read_predictions
 from extract.config import ExtractConfig
-from extract.estimate import Measured, disk_lines, make_estimate, report, seconds_text
 from extract.trial import first_of_several_patients, step_seconds, trial_config, trial_manifest
+from extract.trial_estimate import Measured, disk_lines, make_estimate, report, seconds_text
 from fusion.config import FusionConfig
-from fusion.estimate import Counts, Training, training_seconds
-from fusion.estimate import Measured as FusionMeasured
-from fusion.estimate import report as fusion_report
+from fusion.trial_estimate import Counts, Training, training_seconds
+from fusion.trial_estimate import Measured as FusionMeasured
+from fusion.trial_estimate import report as fusion_report
 from tests.make_data import make_manifest, make_run
 
 ROOT = Path(__file__).resolve().parents[1]

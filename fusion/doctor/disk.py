@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from data.shards import bytes_per_image
 from extract.backbone import Backbone, map_shape
-from extract.cache import BYTES_BESIDE_MAP
 from extract.config import ExtractConfig
+from extract.estimate import pooled
 from fusion.doctor.finding import Finding
 
 FEW_FILES, FILES_PER_WORKER = 200, 16  # open in a training process beside shards: libraries, pipes, passed batches
@@ -51,8 +52,8 @@ def map_bytes(config: ExtractConfig) -> int:
     """Bytes of one cached map; found on torch's meta device, where nothing is computed."""
     with torch.device("meta"):
         backbone = Backbone(replace(config.backbone, pretrained=False), config.image.channels)
-    H, W, D = map_shape(backbone, config.image.channels, config.image.size)
-    return 2 * H * W * D + BYTES_BESIDE_MAP
+    shape = pooled(map_shape(backbone, config.image.channels, config.image.size), config.cache.pool)
+    return bytes_per_image(shape, config.cache.dtype, len(config.cache.variants))
 
 
 def cache_bytes(config: ExtractConfig) -> int:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extract.dry_run import start_command
-from extract.estimate import disk_lines, seconds_text
 from extract.observe import bytes_text
+from extract.trial_estimate import disk_lines, seconds_text
 from fusion.config import FusionConfig
 
 

@@ -1,0 +1,186 @@
+"""Reading maps out of shards: positioned reads straight into reused buffers, every map checked.
+
+What costs time when small files are many is not the disk but fresh memory, copies and processes: a loader of worker
+processes reaches a tenth of this one's rate on the same shards (scripts/bench_cache.py). Here a few threads read,
+each into a buffer of its own that is used again and again (page-locked when a GPU is to copy from it), so that
+nothing is allocated, collated or sent between processes, and any order of images costs the same. Maps leave in their
+stored form, to be decoded where they are used.
+
+Axes: **n** maps of a batch.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from imagecodecs import zstd_decode
+from jaxtyping import Int, Shaped
+from torch import Tensor
+from xxhash import xxh3_64_intdigest
+
+from data.errors import InputError
+from data.shard_index import CacheIndex
+from data.shards import PLAIN, CacheIdentity, npy_header, shard_name
+from data.storage import payload_bytes
+
+Item = TypeVar("Item")
+MAX_GAP = 8192  # bytes between two maps that are read and thrown away rather than skipped by a second read
+MAX_RUN = 512 * 1024  # bytes per read: beyond it a map would have left the processor's cache before it is checked
+MAX_OPEN = 64  # shards held open by one buffer; the usual limit of a process is 1024
+TORCH_DTYPES = {"float16": torch.float16, "uint8": torch.uint8}
+
+
+class BatchBuffer:
+    """Memory for one batch of maps, used again for the next, and the shards it was read from; for one thread at a time.
+
+    Args:
+        pinned: Page-locked memory, from which a GPU copies by itself.
+        checked: Compare every map with its checksum; only a bench has a reason not to.
+    """
+
+    def __init__(
+        self, folder: Path, identity: CacheIdentity, index: CacheIndex, pinned: bool = False, checked: bool = True
+    ) -> None:
+        self.folder, self.identity, self.index = folder, identity, index
+        self.pinned, self.checked = pinned, checked
+        self.nbytes = payload_bytes(identity.map_shape, identity.dtype)
+        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.places: list[memoryview] = []
+        self.copied: torch.cuda.Event | None = None
+        self._gap = memoryview(bytearray(MAX_GAP))
+        self._files: dict[int, int] = {}
+
+    def read(self, ordinals: Int[np.ndarray, "n"], variants: Int[np.ndarray, "n"]) -> Shaped[Tensor, "n ..."]:
+        """Read maps in the order given, in their stored form; what was read before is overwritten.
+
+        Raises:
+            InputError: a map's bytes do not match its checksum; the message names shard and image.
+        """
+        if self.copied is not None:
+            self.copied.synchronize()  # a GPU may still be copying the former batch out of this memory
+        self._make_room(len(ordinals))
+        if self.identity.compression == "none":
+            self._read_runs(ordinals, variants)
+        else:
+            self._read_compressed(ordinals, variants)
+        used = self.memory[: len(ordinals) * self.nbytes].view(TORCH_DTYPES[self.identity.dtype])
+        return used.view(len(ordinals), *self.identity.payload_shape)
+
+    def _make_room(self, count: int) -> None:
+        if count > len(self.places):
+            count += count // 4  # batches differ in views: rather once too much than a little more each time
+            size = count * self.nbytes
+            if self.pinned:
+                self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            else:  # NumPy asks for huge pages: 6 % less time for maps of 1.5 MB
+                self.memory = torch.from_numpy(np.empty(size, dtype=np.uint8))
+            whole = memoryview(self.memory.numpy())
+            self.places = [whole[i * self.nbytes : (i + 1) * self.nbytes] for i in range(count)]
+
+    def _read_runs(self, ordinals: Int[np.ndarray, "n"], variants: Int[np.ndarray, "n"]) -> None:
+        """Maps that lie one behind the other come in with one read, the headers between them going nowhere."""
+        shards, offsets = self.index.shard[ordinals], self.index.offset[ordinals, variants]
+        between = offsets[1:] - offsets[:-1] - self.nbytes
+        follows = ((shards[1:] == shards[:-1]) & (between >= 0) & (between <= MAX_GAP)).tolist()
+        shard, offset, gap = shards.tolist(), offsets.tolist(), between.tolist()
+        checksum = self.index.checksum[ordinals, variants].tolist()
+        longest = max(1, MAX_RUN // (self.nbytes + MAX_GAP))
+        start, count, places, rest = 0, len(ordinals), self.places, self._gap
+        while start < count:
+            end, parts, wanted = start + 1, [places[start]], self.nbytes
+            while end < count and follows[end - 1] and end - start < longest:
+                parts += (rest[: gap[end - 1]], places[end])
+                wanted += gap[end - 1] + self.nbytes
+                end += 1
+            missing = wanted - os.preadv(self._file(shard[start]), parts, offset[start])
+            if self.checked:
+                for n in range(start, end):
+                    if xxh3_64_intdigest(places[n]) != checksum[n]:
+                        raise self._damaged(int(ordinals[n]), int(variants[n]))
+            if missing:  # although what memory held before may have passed
+                raise self._damaged(int(ordinals[end - 1]), int(variants[end - 1]))
+            start = end
+
+    def _read_compressed(self, ordinals: Int[np.ndarray, "n"], variants: Int[np.ndarray, "n"]) -> None:
+        header = len(npy_header(self.identity.payload_shape, self.identity.dtype))
+        npy = bytearray(header + self.nbytes)
+        for place, ordinal, variant in zip(self.places, ordinals.tolist(), variants.tolist(), strict=False):
+            where = (int(column[ordinal, variant]) for column in (self.index.offset, self.index.nbytes))
+            offset, size = where
+            content = os.pread(self._file(int(self.index.shard[ordinal])), size, offset)
+            if self.checked and xxh3_64_intdigest(content) != int(self.index.checksum[ordinal, variant]):
+                raise self._damaged(ordinal, variant)
+            zstd_decode(content, out=npy)
+            place[:] = memoryview(npy)[header:]
+
+    def _file(self, shard: int) -> int:
+        file = self._files.get(shard)
+        if file is None:
+            if len(self._files) >= MAX_OPEN:
+                os.close(self._files.pop(next(iter(self._files))))
+            file = self._files[shard] = os.open(self.folder / shard_name(shard), os.O_RDONLY)
+        return file
+
+    def _damaged(self, ordinal: int, variant: int) -> InputError:
+        name = self.identity.variants[variant]
+        return InputError(
+            f"{self.folder / shard_name(int(self.index.shard[ordinal]))}: the {'' if name == PLAIN else name + ' '}map"
+            f" of image {str(self.index.image_id[ordinal])!r} is damaged (checksum differs); delete this shard and"
+            " rerun extract.py"
+        )
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the shards."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+
+def read_ahead(
+    requests: Iterable[tuple[Item, np.ndarray, np.ndarray]],
+    buffers: list[BatchBuffer],
+    device: torch.device,
+) -> Iterator[tuple[Item, Shaped[Tensor, "n ..."]]]:
+    """Read batch after batch with one thread fewer than there are buffers, ahead of whoever uses them.
+
+    A batch on the CPU lies in its buffer and holds until the next one is asked for; for a GPU it is a copy.
+
+    Args:
+        requests: What the maps are for (handed through), their ordinals, their variants.
+    """
+    free, pending = deque(buffers), deque()
+    pool = ThreadPoolExecutor(len(buffers) - 1, thread_name_prefix="maps")
+    try:
+        for item, ordinals, variants in requests:
+            buffer = free.popleft()
+            pending.append((item, buffer, pool.submit(buffer.read, ordinals, variants)))
+            if not free:
+                yield from _hand_out(pending, free, device)
+        while pending:
+            yield from _hand_out(pending, free, device)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for buffer in buffers:
+            buffer.close()
+
+
+def _hand_out(
+    pending: deque[tuple[Item, BatchBuffer, Future]], free: deque[BatchBuffer], device: torch.device
+) -> Iterator[tuple[Item, Tensor]]:
+    """Yield the oldest batch; afterwards its buffer is free."""
+    item, buffer, future = pending.popleft()
+    maps = future.result()
+    if device.type == "cuda":
+        maps = maps.to(device, non_blocking=True)
+        buffer.copied = torch.cuda.Event()
+        buffer.copied.record()
+    yield item, maps
+    free.append(buffer)
