@@ -26,9 +26,20 @@ CONFIGS = {
     "extract": ["--config", "extract/configs/cxr_lt_2023.yaml", "--config", "extract/configs/tiny.yaml"],
     "fusion": ["--config", "fusion/configs/cxr_lt_2023.yaml", "--config", "fusion/configs/tiny.yaml"],
 }
-SCRIPTS = {"extract": "extract.py", "fusion": "train_fusion.py"}
+CONFIGS["cache"] = CONFIGS["extract"]
+SCRIPTS = {"extract": "extract.py", "cache": "extract.py", "fusion": "train_fusion.py"}
 OPTIONS = {  # long enough to be killed often, with every kind of state; a save after every second step
     "extract": ["--epochs", "5", "--save_steps", "2", "--ema_decay", "0.99", "--num_workers", "1"],
+    "cache": [
+        "--cache.augmented",
+        "12",
+        "--cache.flip",
+        "true",
+        "--augmentation.rotate",
+        "9",
+        "--cache.shard_megabytes",
+        "1",
+    ],
     "fusion": ["--epochs", "10", "--save_steps", "2", "--average_from", "3"],
 }
 WAIT_S = 300
@@ -48,7 +59,8 @@ def main() -> None:
             compare(whole, run_dir)
             shutil.rmtree(run_dir)
     record = {
-        "command": " ".join(["python", "scripts/prove_kills.py", *sys.argv[1:]]),
+        "command": f"python scripts/prove_kills.py --stage {options.stage} --processes {options.processes}"
+        f" --kills {options.kills} --seed {options.seed}",
         "stage": options.stage,
         "processes": options.processes,
         "kills": len(kills),
@@ -89,9 +101,12 @@ def prepared(folder: Path, options: argparse.Namespace) -> Path:
     base = folder / "base"
     prepare = ["scripts/prepare.py", "phantom", "--studies", "40,10,14", "--out", str(base / "manifest.csv")]
     subprocess.run([sys.executable, *prepare], cwd=_root.ROOT, check=True, capture_output=True)
-    if options.stage == "fusion":
-        command = [sys.executable, "extract.py", *CONFIGS["extract"], "--run_dir", str(base)]
+    if options.stage != "extract":
+        words = OPTIONS["cache"] if options.stage == "cache" else []
+        command = [sys.executable, "extract.py", *CONFIGS["extract"], *words, "--run_dir", str(base)]
         subprocess.run(command, cwd=_root.ROOT, check=True, capture_output=True)
+    if options.stage == "cache":
+        shutil.rmtree(base / "cache")
     return base
 
 
