@@ -75,7 +75,17 @@ def test_every_check_has_a_line_and_everything_but_ok_has_a_remedy_below(tmp_pat
     assert (tmp_path / "r.txt").read_text().splitlines() == lines
     assert "cannot run" in lines[-1]
     findings = [n for n, line in enumerate(lines) if line[:6].strip() in ("ok", "warn", "fail")]
-    names = ["python", "packages", "GPU", "accelerate launch", *doctor_codecs.CODECS, "memory", "disk", "run folder"]
+    names = [
+        "python",
+        "packages",
+        "GPU",
+        "accelerate launch",
+        *doctor_codecs.CODECS,
+        "memory",
+        "temporary folder",
+        "disk",
+        "run folder",
+    ]
     for name in names:
         assert sum(line[6:].startswith(f"{name} ") for line in lines) == 1, name
     column = lines[0].index(lines[0][6:].split()[1])
@@ -120,9 +130,9 @@ def test_with_a_broken_torch_there_is_still_a_report(tmp_path):
 @pytest.mark.slow
 def test_the_whole_report_holds_no_path_no_name_and_no_id(tmp_path):
     """One run of everything, from another folder, with a failure in it, in folders and for a user called canary."""
-    home, run_dir, temporary = (tmp_path / f"canary_{name}" for name in ("home", "run", "tmp"))
-    for folder in (home / "accelerate", temporary):
-        folder.mkdir(parents=True)
+    home, run_dir = tmp_path / "canary_home", tmp_path / "canary_run"
+    temporary = Path(tempfile.mkdtemp(prefix="canary_", dir="/tmp"))  # short: workers open sockets in it
+    (home / "accelerate").mkdir(parents=True)
     (home / "accelerate/default_config.yaml").write_text("num_processes: canary_value\n")
     manifest = make_run(run_dir)
     before = sorted(tmp_path.rglob("*"))
@@ -143,6 +153,7 @@ def test_the_whole_report_holds_no_path_no_name_and_no_id(tmp_path):
     assert (tmp_path / "canary.txt").read_text() == done.stdout
     (tmp_path / "canary.txt").unlink()
     assert sorted(tmp_path.rglob("*")) == before, "the doctor leaves something behind"
+    temporary.rmdir()  # is empty again, too
     ids = set(manifest.images[["image_id", "patient_id", "study_id"]].to_numpy(dtype=str).ravel())
     hosts = [name for name in [socket.gethostname()] if len(name) > 7]  # "cpu" would be a word of the report
     for secret in ("canary", str(tmp_path), str(ROOT), sys.prefix, *hosts, *ids):

@@ -16,6 +16,7 @@ from data.shards import bytes_per_image
 from extract.backbone import Backbone, map_shape
 from extract.config import ExtractConfig
 from extract.estimate import pooled
+from extract.images import MAX_TEMPORARY, sockets_fit
 from fusion.doctor.finding import Finding
 
 FEW_FILES, FILES_PER_WORKER = 200, 16  # open in a training process beside shards: libraries, pipes, passed batches
@@ -37,6 +38,14 @@ def check_open_files(config: ExtractConfig) -> Finding:
         remedy += "   (as root, or LimitNOFILE= of the service, or docker run --ulimit nofile=...), "
         remedy += "or larger shards: --cache.shard_megabytes 1024"
     return Finding("fail", "open files", found, remedy)
+
+
+def check_temporary_folder(config: ExtractConfig) -> Finding:
+    """Image workers send batches through sockets in the temporary folder, and a socket's name is short."""
+    if sockets_fit() or not config.num_workers:
+        return Finding("ok", "temporary folder", "its name leaves room for the sockets of image workers")
+    found = f"its name is longer than {MAX_TEMPORARY} characters: image workers cannot open their sockets"
+    return Finding("fail", "temporary folder", found, "export TMPDIR=/tmp   (or --num_workers 0)")
 
 
 def num_images(run_dir: Path) -> int:

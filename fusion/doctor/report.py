@@ -116,6 +116,7 @@ def machine_checks(options: argparse.Namespace) -> list[Check]:
         ("memory", partial(machine.check_memory, config, processes)),
         ("shared memory", partial(machine.check_shared_memory, config, processes)),
         ("open files", partial(disk.check_open_files, config)),
+        ("temporary folder", partial(disk.check_temporary_folder, config)),
         ("disk", partial(disk.check_disk, config)),
         ("run folder", partial(disk.check_run_folder, config.run_dir)),
     ]
