@@ -58,8 +58,8 @@ def load_batches(dataset: ImageDataset, batches: Iterable[list[Request]], num_wo
     """
     if num_workers and not sockets_fit():
         raise InputError(
-            f"TMPDIR: the temporary folder's name is longer than {MAX_TEMPORARY} characters, which leaves no room for the"
-            " sockets of image workers; export TMPDIR=/tmp, or set num_workers to 0"
+            f"TMPDIR: the temporary folder's name is longer than {MAX_TEMPORARY} characters, which leaves no room for"
+            " the sockets of image workers; export TMPDIR=/tmp, or set num_workers to 0"
         )
     loader = DataLoader(
         dataset,

@@ -1,4 +1,4 @@
-"""Images through workers: whatever goes wrong in one ends the run with a line, never with a hang or a page of traceback."""
+"""Images through workers: whatever goes wrong in one ends the run with a line, not with a hang or a traceback."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ import torch
 from data.errors import InputError
 from data.images import ImageError
 from data.transforms import Preprocessing
+from extract.config import ExtractConfig
 from extract.images import MAX_TEMPORARY, ImageDataset, load_batches, plain_requests
 from fusion.doctor.disk import check_temporary_folder
 from tests.make_data import make_manifest, write_images
@@ -66,10 +67,10 @@ def test_a_temporary_folder_with_too_long_a_name_is_refused_where_workers_would_
         if fits:
             assert len(list(load_batches(dataset, plain_requests(np.arange(4), 2), 1))) == 2
         else:
-            with pytest.raises(InputError, match="TMPDIR: .*num_workers to 0"):
+            with pytest.raises(InputError, match=r"TMPDIR: .*num_workers to 0"):
                 load_batches(dataset, plain_requests(np.arange(4), 2), 1)
         assert len(list(load_batches(dataset, plain_requests(np.arange(4), 2), 0))) == 2
-        config = type("Config", (), {"num_workers": 1})
+        config = ExtractConfig(num_workers=1)
         assert check_temporary_folder(config).status == ("ok" if fits else "fail")
     finally:
         os.rmdir(folder)
