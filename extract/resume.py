@@ -39,6 +39,7 @@ from extract.checkpoint import (
 from extract.options import TrainingConfig
 
 SAME_SIGNAL_S = 3.0
+STOPPED = "stopped on request; run the same command to go on"
 
 
 @dataclass
@@ -202,7 +203,8 @@ class StopSignal:
     it comes so soon that it must be the first one again: what a process group gets, its launcher passes on as well.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: Log | None = None) -> None:
+        self.log = log
         self.received: int | None = None
         self._received_at = 0.0
         self._deferring = False
@@ -214,6 +216,8 @@ class StopSignal:
         if self.received is not None and now - self._received_at < SAME_SIGNAL_S:
             return
         if self.received is not None or not self._deferring:
+            if self.log is not None:
+                self.log(STOPPED)
             raise SystemExit(128 + number)
         self.received, self._received_at = number, now
 
@@ -236,5 +240,5 @@ class StopSignal:
     def leave_if_asked(self, accelerator: Accelerator, log: Log) -> None:
         """End the process, now that all is saved, if any process was asked to stop."""
         if self.agreed(accelerator):
-            log("stopped on request; run the same command to go on")
+            log(STOPPED)
             raise SystemExit(128 + (self.received or signal.SIGTERM))

@@ -107,7 +107,7 @@ def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, acceler
         "classes.json": {"classes": list(manifest.classes)},
         "preprocessing.json": config.image.to_dict(),
     }
-    groups, stop = groups_of(train_set), StopSignal()
+    groups, stop = groups_of(train_set), StopSignal(log)
     while not state.progress.finished(config):
         started = time.monotonic()
         with stop.deferred():
@@ -117,7 +117,9 @@ def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, acceler
             state.end_epoch(config.average_from)
         logits = predict_images(config, val_set, state.evaluated_model, accelerator)
         scores = summary(sigmoid(logits), val_set.labels, val_set.classes, groups)
-        finish_epoch(state, config, scores, stage_dir, model_files, log, time.monotonic() - started)
+        with stop.deferred():
+            finish_epoch(state, config, scores, stage_dir, model_files, log, time.monotonic() - started)
+            stop.leave_if_asked(accelerator, log)
 
 
 def build_state(config: ExtractConfig, num_classes: int, accelerator: Accelerator) -> TrainingState:

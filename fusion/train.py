@@ -145,7 +145,7 @@ def train_and_predict(
         "classes.json": {"classes": list(manifest.classes)},
         "preprocessing.json": cache.identity.preprocessing,
     }
-    groups, stop = groups_of(manifest.of_split("train")), StopSignal()
+    groups, stop = groups_of(manifest.of_split("train")), StopSignal(log)
     while not state.progress.finished(config):
         started = time.monotonic()
         with stop.deferred():
@@ -155,7 +155,9 @@ def train_and_predict(
             state.end_epoch(config.average_from)
         logits = predict_groups(config, sets["val"], cache, state.evaluated_model, accelerator)
         scores = summary(sigmoid(logits), sets["val"].labels, manifest.classes, groups)
-        finish_epoch(state, config, scores, stage_dir, model_files, log, time.monotonic() - started)
+        with stop.deferred():
+            finish_epoch(state, config, scores, stage_dir, model_files, log, time.monotonic() - started)
+            stop.leave_if_asked(accelerator, log)
     state.load_best(stage_dir)
     return {
         split: predict_groups(config, sets[split], cache, state.plain_model, accelerator) for split in ("val", "test")
