@@ -76,9 +76,8 @@ def take_step(
     if config.clip_agc:
         body = [weight for name, weight in state.plain_model.named_parameters() if not name.startswith("head.")]
         adaptive_clip_grad(body, config.clip_agc)
-    if (
-        accelerator.scaler is not None or not skipped
-    ):  # a gradient scaler leaves a non-finite step out itself, and learns from it
+    # A gradient scaler leaves a non-finite step out itself, and learns from it.
+    if accelerator.scaler is not None or not skipped:
         state.optimizer.step()
     if not skipped:
         state.running_loss.update(step_loss)

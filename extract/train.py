@@ -29,7 +29,7 @@ from extract.cache import keep_training_data, write_cache
 from extract.checkpoint import Content
 from extract.config import ExtractConfig
 from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
-from extract.images import ImageDataset, load_batches, plain_requests
+from extract.images import ImageDataset, augmented_requests, load_batches, plain_requests
 from extract.losses import multilabel_loss, prevalence
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
@@ -145,10 +145,8 @@ def train_one_epoch(
     epoch, rank = progress.epoch, accelerator.process_index
     batches = epoch_batches(len(train_set), config.batch_size, config.seed, epoch)
     plan = [sub_batches(batch, rank, accelerator.num_processes, config) for batch in batches[progress.step :]]
-    seeds = [
-        [(int(row), derive_seed("augment", config.seed, epoch, int(row))) for row in p] for ps in plan for p, _ in ps
-    ]
-    images = load_batches(ImageDataset(train_set, config.image, config.augmentation), seeds, config.num_workers)
+    requests = [augmented_requests(rows, config.seed, epoch) for parts in plan for rows, _ in parts]
+    images = load_batches(ImageDataset(train_set, config.image, config.augmentation), requests, config.num_workers)
     class_prevalence = prevalence(train_set.labels).to(accelerator.device)
 
     def sub_loss(rows: np.ndarray, counts: bool, num_known: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Start the stages on several CPU processes: as a user does, or, to test many cases in little time, forked."""
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -17,6 +18,11 @@ FORK = multiprocessing.get_context(
     "forkserver"
 )  # its server loads the libraries once and has never run a backward pass
 FORK.set_forkserver_preload(["tests.drive_training"])
+
+
+def run(stage, run_dir, *options):
+    """A stage in this process, on the recipe layered with tiny.yaml."""
+    importlib.import_module(f"{stage}.train").main([*CONFIGS[stage], "--run_dir", str(run_dir), *options])
 
 
 def command(script, *options, num_processes=2):

@@ -20,20 +20,11 @@ from extract.step import take_step
 from fusion.config import FusionConfig
 from fusion.dry_run import first_groups, plot_groups
 from fusion.grouping import make_groups
+from tests.launch import CONFIGS, run
 from tests.make_data import CLASSES, make_cache, make_manifest, make_run
 from tests.make_state import accelerator, inputs, make_state
 
 __all__ = ["accelerator"]  # a fixture
-ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = {
-    stage: ["--config", f"{ROOT}/{stage}/configs/cxr_lt_2023.yaml", "--config", f"{ROOT}/{stage}/configs/tiny.yaml"]
-    for stage in ("extract", "fusion")
-}
-MODULES = {"extract": extract.train, "fusion": fusion.train}
-
-
-def run(stage, run_dir, *options):
-    MODULES[stage].main([*OPTIONS[stage], "--run_dir", str(run_dir), *options])
 
 
 def files(folder):
@@ -109,7 +100,7 @@ def dry(tmp_path_factory):
     seen, folders = {}, {}
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     make_run(run_dir)
-    for stage, module in MODULES.items():
+    for stage, module in {"extract": extract.train, "fusion": fusion.train}.items():
         real = module.multilabel_loss
         for kind, options in (("dry", ["--dry_run"]), ("real", ["--epochs", "2"])):
             logits = seen[stage, kind] = []
@@ -126,7 +117,7 @@ def dry(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", MODULES)
+@pytest.mark.parametrize("stage", CONFIGS)
 def test_the_first_step_is_the_one_that_training_begins_with(dry, stage):
     _, seen, _ = dry
     shown, real = seen[stage, "dry"], seen[stage, "real"]

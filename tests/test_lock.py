@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,13 +99,13 @@ def test_without_flock_a_lock_that_nobody_touches_any_more_is_taken_over(tmp_pat
 
 
 def test_without_flock_the_holder_keeps_touching_its_lock(tmp_path, no_flock, monkeypatch):
-    touched = []
     monkeypatch.setattr(data.lock, "HEARTBEAT_S", 0.001)
     with locked(tmp_path):
         holder = tmp_path / ".lock-holder"
         os.utime(holder, (0, 0))
-        while holder.stat().st_mtime == 0:  # ends as soon as the other thread has touched it
-            touched.append(1)
+        deadline = time.monotonic() + 60  # a watchdog
+        while holder.stat().st_mtime == 0 and time.monotonic() < deadline:
+            pass
         assert holder.stat().st_mtime > 0
 
 

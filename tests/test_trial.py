@@ -14,7 +14,6 @@ import torch
 
 import extract.train
 import extract.trial
-import fusion.train
 from data.manifest import Manifest, read_manifest, write_manifest
 from data.predictions import read_predictions
 from extract.config import ExtractConfig
@@ -24,18 +23,8 @@ from fusion.config import FusionConfig
 from fusion.trial_estimate import Counts, Training, training_seconds
 from fusion.trial_estimate import Measured as FusionMeasured
 from fusion.trial_estimate import report as fusion_report
+from tests.launch import CONFIGS, run
 from tests.make_data import make_manifest, make_run
-
-ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = {
-    stage: ["--config", f"{ROOT}/{stage}/configs/cxr_lt_2023.yaml", "--config", f"{ROOT}/{stage}/configs/tiny.yaml"]
-    for stage in ("extract", "fusion")
-}
-MODULES = {"extract": extract.train, "fusion": fusion.train}
-
-
-def run(stage, run_dir, *options):
-    MODULES[stage].main([*OPTIONS[stage], "--run_dir", str(run_dir), *options])
 
 
 def files(folder):
@@ -55,7 +44,7 @@ def tried(tmp_path_factory):
     seen = {}
     for run_dir in (with_trial, without):
         make_run(run_dir)
-    for stage in MODULES:
+    for stage in CONFIGS:
         for name, trials in (("early", ["extract", "fusion"]), ("late", ["fusion"])):
             if (name == "early") == (stage == "extract"):
                 seen[name, "before"] = files(with_trial)
