@@ -13,13 +13,14 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from imagecodecs import zstd_decode
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
@@ -50,7 +51,9 @@ class BatchBuffer:
         self.pinned, self.checked = pinned, checked
         self.nbytes = payload_bytes(identity.map_shape, identity.dtype)
         self.memory = torch.empty(0, dtype=torch.uint8)
-        self.places: list[memoryview] = []
+        self.line: list[memoryview] = []
+        """The places of maps and, after each, the room for what lies between it and the next in a shard."""
+        self.gaps = np.empty(0, dtype=np.int64)
         self.copied: torch.cuda.Event | None = None
         self._gap = memoryview(bytearray(MAX_GAP))
         self._files: dict[int, int] = {}
@@ -72,7 +75,7 @@ class BatchBuffer:
         return used.view(len(ordinals), *self.identity.payload_shape)
 
     def _make_room(self, count: int) -> None:
-        if count > len(self.places):
+        if 2 * count > len(self.line):
             count += count // 4  # batches differ in views: rather once too much than a little more each time
             size = count * self.nbytes
             if self.pinned:
@@ -80,36 +83,38 @@ class BatchBuffer:
             else:  # NumPy asks for huge pages: 6 % less time for maps of 1.5 MB
                 self.memory = torch.from_numpy(np.empty(size, dtype=np.uint8))
             whole = memoryview(self.memory.numpy())
-            self.places = [whole[i * self.nbytes : (i + 1) * self.nbytes] for i in range(count)]
+            places = [whole[i * self.nbytes : (i + 1) * self.nbytes] for i in range(count)]
+            self.line = [part for place in places for part in (place, self._gap)]
+            self.gaps = np.full(count, MAX_GAP)
 
     def _read_runs(self, ordinals: Int[np.ndarray, "n"], variants: Int[np.ndarray, "n"]) -> None:
         """Maps that lie one behind the other come in with one read, the headers between them going nowhere."""
         shards, offsets = self.index.shard[ordinals], self.index.offset[ordinals, variants]
-        between = offsets[1:] - offsets[:-1] - self.nbytes
-        follows = ((shards[1:] == shards[:-1]) & (between >= 0) & (between <= MAX_GAP)).tolist()
-        shard, offset, gap = shards.tolist(), offsets.tolist(), between.tolist()
+        gaps = offsets[1:] - offsets[:-1] - self.nbytes
+        follows = (shards[1:] == shards[:-1]) & (gaps >= 0) & (gaps <= MAX_GAP)
+        self._set_gaps(np.where(follows, gaps, 0))
+        shard, offset, line = shards.tolist(), offsets.tolist(), self.line
         checksum = self.index.checksum[ordinals, variants].tolist()
-        longest = max(1, MAX_RUN // (self.nbytes + MAX_GAP))
-        start, count, places, rest = 0, len(ordinals), self.places, self._gap
-        while start < count:
-            end, parts, wanted = start + 1, [places[start]], self.nbytes
-            while end < count and follows[end - 1] and end - start < longest:
-                parts += (rest[: gap[end - 1]], places[end])
-                wanted += gap[end - 1] + self.nbytes
-                end += 1
-            missing = wanted - os.preadv(self._file(shard[start]), parts, offset[start])
+        for start, end in _runs(follows, max(1, MAX_RUN // (self.nbytes + MAX_GAP))):
+            wanted = offset[end - 1] + self.nbytes - offset[start]
+            missing = wanted - os.preadv(self._file(shard[start]), line[2 * start : 2 * end - 1], offset[start])
             if self.checked:
                 for n in range(start, end):
-                    if xxh3_64_intdigest(places[n]) != checksum[n]:
+                    if xxh3_64_intdigest(line[2 * n]) != checksum[n]:
                         raise self._damaged(int(ordinals[n]), int(variants[n]))
             if missing:  # although what memory held before may have passed
                 raise self._damaged(int(ordinals[end - 1]), int(variants[end - 1]))
-            start = end
+
+    def _set_gaps(self, gaps: Int[np.ndarray, "n-1"]) -> None:
+        """Make room between the maps' places for what lies between the maps; nearly always it is the same."""
+        for n in np.flatnonzero(gaps != self.gaps[: len(gaps)]).tolist():
+            self.line[2 * n + 1] = self._gap[: int(gaps[n])]
+        self.gaps[: len(gaps)] = gaps
 
     def _read_compressed(self, ordinals: Int[np.ndarray, "n"], variants: Int[np.ndarray, "n"]) -> None:
         header = len(npy_header(self.identity.payload_shape, self.identity.dtype))
         npy = bytearray(header + self.nbytes)
-        for place, ordinal, variant in zip(self.places, ordinals.tolist(), variants.tolist(), strict=False):
+        for place, ordinal, variant in zip(self.line[::2], ordinals.tolist(), variants.tolist(), strict=False):
             where = (int(column[ordinal, variant]) for column in (self.index.offset, self.index.nbytes))
             offset, size = where
             content = os.pread(self._file(int(self.index.shard[ordinal])), size, offset)
@@ -142,6 +147,14 @@ class BatchBuffer:
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
+
+
+def _runs(follows: Bool[np.ndarray, "n-1"], longest: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of each stretch of maps to be read at once."""
+    ends = [*(np.flatnonzero(~follows) + 1).tolist(), len(follows) + 1]
+    for first, last in pairwise([0, *ends]):
+        for start in range(first, last, longest):
+            yield start, min(start + longest, last)
 
 
 def read_ahead(

@@ -157,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
             numbers |= measure(Path(folder), size, options.quick)
-    _bench.report("bench_cache", numbers | {"threads": THREADS, "load": round(os.getloadavg()[0], 2)}, options)
+    _bench.report("cache", numbers | {"threads": THREADS, "load": round(os.getloadavg()[0], 2)}, options)
 
 
 if __name__ == "__main__":
