@@ -6,7 +6,7 @@ each into a buffer of its own that is used again and again (page-locked when a G
 nothing is allocated, collated or sent between processes, and any order of images costs the same. Maps leave in their
 stored form, to be decoded where they are used.
 
-Axes: **n** maps of a batch.
+Axes: **n** maps of a batch, **m** = n - 1 places between them.
 """
 
 import os
@@ -95,7 +95,7 @@ class BatchBuffer:
         self._set_gaps(np.where(follows, gaps, 0))
         shard, offset, line = shards.tolist(), offsets.tolist(), self.line
         checksum = self.index.checksum[ordinals, variants].tolist()
-        for start, end in _runs(follows, max(1, MAX_RUN // (self.nbytes + MAX_GAP))):
+        for start, end in _runs(follows, len(ordinals), max(1, MAX_RUN // (self.nbytes + MAX_GAP))):
             wanted = offset[end - 1] + self.nbytes - offset[start]
             missing = wanted - os.preadv(self._file(shard[start]), line[2 * start : 2 * end - 1], offset[start])
             if self.checked:
@@ -105,7 +105,7 @@ class BatchBuffer:
             if missing:  # although what memory held before may have passed
                 raise self._damaged(int(ordinals[end - 1]), int(variants[end - 1]))
 
-    def _set_gaps(self, gaps: Int[np.ndarray, "n-1"]) -> None:
+    def _set_gaps(self, gaps: Int[np.ndarray, "m"]) -> None:
         """Make room between the maps' places for what lies between the maps; nearly always it is the same."""
         for n in np.flatnonzero(gaps != self.gaps[: len(gaps)]).tolist():
             self.line[2 * n + 1] = self._gap[: int(gaps[n])]
@@ -149,9 +149,9 @@ class BatchBuffer:
         self._files.clear()
 
 
-def _runs(follows: Bool[np.ndarray, "n-1"], longest: int) -> Iterator[tuple[int, int]]:
+def _runs(follows: Bool[np.ndarray, "m"], count: int, longest: int) -> Iterator[tuple[int, int]]:
     """Begin and end of each stretch of maps to be read at once."""
-    ends = [*(np.flatnonzero(~follows) + 1).tolist(), len(follows) + 1]
+    ends = [*(np.flatnonzero(~follows) + 1).tolist(), count]
     for first, last in pairwise([0, *ends]):
         for start in range(first, last, longest):
             yield start, min(start + longest, last)
