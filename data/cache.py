@@ -24,7 +24,7 @@ from data.errors import InputError
 from data.files import atomic_write
 from data.reading import BatchBuffer, Item, read_ahead
 from data.shard_index import CacheIndex, build_index, index_digest
-from data.shards import FORMAT_VERSION, CacheIdentity, shard_name
+from data.shards import FORMAT_VERSION, REMAKE, CacheIdentity, shard_name
 from data.storage import decode_maps
 
 CPU = torch.device("cpu")
@@ -115,9 +115,7 @@ class FeatureCache:
             path = folder / shard["name"]
             found = path.stat().st_size if path.is_file() else "no file"
             if found != shard["bytes"]:
-                raise InputError(
-                    f"{path}: wanted {shard['bytes']} bytes, found {found}; delete it and rerun extract.py"
-                )
+                raise InputError(f"{path}: wanted {shard['bytes']} bytes, found {found}; delete it and {REMAKE}")
         self.index = self._load_index()
         self.ordinal = {image_id: n for n, image_id in enumerate(self.index.image_id.tolist())}
         self._buffer = BatchBuffer(folder, self.identity, self.index)
@@ -131,7 +129,7 @@ class FeatureCache:
         if (other := other_shard(index, self.record)) is not None:
             raise InputError(
                 f"{self.folder / shard_name(other)}: not the shard that cache.json lists (its ids or checksums differ);"
-                " delete it and rerun extract.py"
+                f" delete it and {REMAKE}"
             )
         with suppress(OSError):  # a cache may be read-only
             _save_index(self.folder, index)

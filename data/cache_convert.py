@@ -15,12 +15,12 @@ from data.cache_verify import verify
 from data.errors import InputError
 from data.files import sync_folder
 from data.shards import ZSTD_LEVEL, CacheIdentity, images_per_shard
-from data.storage import Storage
+from data.storage import Storage, decode_maps, encode_maps, pool_maps
 
 ZSTD_MOST = 0.9
 """Share of the bytes that zstd may leave; above, decompression at every read costs more than the disk gains."""
-ZSTD_SAMPLE = 64
-"""Maps that decide it."""
+SAMPLE = 64
+"""Maps that decide it, and by which the error of a code is measured, spread over the cache."""
 
 
 def convert(
@@ -84,20 +84,38 @@ def converted_identity(
 
 
 def refuse_useless_zstd(cache: FeatureCache, identity: CacheIdentity) -> None:
-    """Compress a sample of maps, spread over the cache.
+    """Compress a sample of maps.
 
     Raises:
         InputError: less than a tenth would be saved; the message says the ratio.
     """
-    N = cache.identity.num_images
-    sample = np.linspace(0, N - 1, min(N, ZSTD_SAMPLE)).astype(int).tolist()
-    maps = [m.copy() for n in sample for m in stored(cache, n, identity)]
+    maps = [m.copy() for n in sample(cache) for m in stored(cache, n, identity)]
     ratio = sum(len(zstd_encode(m.tobytes(), level=ZSTD_LEVEL)) for m in maps) / sum(m.nbytes for m in maps)
     if ratio > ZSTD_MOST:
         raise InputError(
             f"{cache.folder}: zstd leaves {ratio:.0%} of these maps' bytes, and pays at {ZSTD_MOST:.0%} at most (maps"
             " after a ReLU); leave --compression out"
         )
+
+
+def sample(cache: FeatureCache) -> list[int]:
+    """Ordinals spread over a cache."""
+    N = cache.identity.num_images
+    return np.linspace(0, N - 1, min(N, SAMPLE)).astype(int).tolist()
+
+
+def coding_error(folder: Path, pool: Literal[1, 2] = 1) -> float:
+    """Root mean square error of uint8 codes of a float16 cache, relative to that of the maps, over a sample of them."""
+    cache = FeatureCache(folder)
+    if cache.identity.dtype != "float16":
+        raise InputError(f"{folder}: its maps are coded already, and what the code left out is gone")
+    squares = np.zeros(2)
+    for n in sample(cache):
+        stored_map = cache.read_stored(np.array([n]), np.array([0]))
+        exact = (pool_maps(stored_map) if pool == 2 else stored_map).half().float()
+        coded = decode_maps(encode_maps(exact, "uint8"), "uint8", (exact.shape[1], exact.shape[2], exact.shape[3]))
+        squares += float((coded - exact).square().sum()), float(exact.square().sum())
+    return float(np.sqrt(squares[0] / squares[1])) if squares[1] else 0.0
 
 
 def convert_in_place(

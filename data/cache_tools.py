@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data.cache import FeatureCache
-from data.cache_convert import convert, convert_in_place
+from data.cache import FeatureCache, read_cache_record
+from data.cache_convert import coding_error, convert, convert_in_place
 from data.cache_merge import merge
 from data.cache_rewrite import MEBIBYTES
 from data.cache_verify import verify
@@ -100,6 +100,8 @@ def _convert(options: Namespace) -> None:
     folder, target, replace = (values.pop(name) for name in ("folder", "target", "replace"))
     if (target is None) != replace:
         raise InputError("convert: name either --target FOLDER or --replace")
+    if options.dtype == "uint8" and read_cache_record(folder)[1].dtype == "float16":
+        print(f"uint8 is off by {coding_error(folder, options.pool):.2%} (root mean square, on a sample of the maps)")
     if replace:
         convert_in_place(folder, **values)
     else:

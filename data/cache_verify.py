@@ -11,10 +11,9 @@ from data.errors import InputError
 from data.files import sha256_file
 from data.reading import BatchBuffer
 from data.shard_index import CacheIndex, index_digest, index_shard, to_index
-from data.shards import CacheIdentity, shard_name
+from data.shards import REMAKE, CacheIdentity, shard_name
 
 FILES = {"cache.json", "index.npz", ".lock"}
-REMAKE = "delete it and rerun the command that made this cache"
 
 
 def verify(folder: Path) -> list[str]:
@@ -47,7 +46,7 @@ def _shard_faults(folder: Path, record: dict[str, Any], identity: CacheIdentity)
     for number, shard in enumerate(record["shards"]):
         path = folder / shard["name"]
         if not path.is_file():
-            yield f"{path}: missing; rerun the command that made this cache"
+            yield f"{path}: missing; {REMAKE}"
             continue
         sha256, size = sha256_file(path), path.stat().st_size
         details = list(_content_faults(folder, number, shard, identity))
@@ -57,9 +56,9 @@ def _shard_faults(folder: Path, record: dict[str, Any], identity: CacheIdentity)
                 what += f"; it has {size} bytes instead of {shard['bytes']}"
             if sha256 in names:
                 what = f"holds {names[sha256]}: shards were swapped or copied"
-            yield f"{path}: {'; '.join([what, *details])}; {REMAKE}"
+            yield f"{path}: {'; '.join([what, *details])}; delete it and {REMAKE}"
         elif details:
-            yield f"{path}: {'; '.join(details)}, and was so from the beginning; {REMAKE}"
+            yield f"{path}: {'; '.join(details)}, and was so from the beginning; delete it and {REMAKE}"
 
 
 def _content_faults(folder: Path, number: int, shard: dict[str, Any], identity: CacheIdentity) -> Iterator[str]:

@@ -26,7 +26,7 @@ from xxhash import xxh3_64_intdigest
 
 from data.errors import InputError
 from data.shard_index import CacheIndex
-from data.shards import PLAIN, CacheIdentity, npy_header, shard_name
+from data.shards import PLAIN, REMAKE, CacheIdentity, npy_header, shard_name
 from data.storage import payload_bytes
 
 Item = TypeVar("Item")
@@ -136,7 +136,7 @@ class BatchBuffer:
         return InputError(
             f"{self.folder / shard_name(int(self.index.shard[ordinal]))}: the {'' if name == PLAIN else name + ' '}map"
             f" of image {str(self.index.image_id[ordinal])!r} is damaged (checksum differs); delete this shard and"
-            " rerun extract.py"
+            f" {REMAKE}"
         )
 
     def __del__(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from data.errors import InputError
-from data.shards import FOLD, META, META_KEYS, CacheIdentity, member_endings, npy_header, shard_name
+from data.shards import FOLD, META, META_KEYS, REMAKE, CacheIdentity, member_endings, npy_header, shard_name
 from data.storage import payload_bytes
 
 MAX_META_BYTES = 65536
@@ -58,14 +58,14 @@ def index_shard(path: Path, number: int, identity: CacheIdentity) -> list[dict[s
             for member in tar:
                 _index_member(member, file, rows, identity)
     except FileNotFoundError:
-        raise InputError(f"{path}: shard is missing; rerun extract.py") from None
+        raise InputError(f"{path}: shard is missing; {REMAKE}") from None
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable shard ({error}); delete it and rerun extract.py") from None
+        raise InputError(f"{path}: not a readable shard ({error}); delete it and {REMAKE}") from None
     wanted = identity.ordinals_of(number)
     if [row["key"] for row in rows] != list(wanted) or "checksum" not in rows[-1]:
         raise InputError(
             f"{path}: wanted {len(wanted)} images from number {wanted.start} on, found {len(rows)}, or others; delete"
-            " it and rerun extract.py"
+            f" it and {REMAKE}"
         )
     return [row | {"shard": number} for row in rows]
 

@@ -38,6 +38,8 @@ from data.files import sync_folder
 from data.storage import STORAGE_DTYPES, Storage, is_finite, payload_bytes, payload_shape
 
 FORMAT_VERSION = 2
+REMAKE = "rerun the command that made this cache (extract.py, or cache.py convert or merge)"
+"""What repairs a cache that lost a shard: both commands make anew what is missing, and nothing else."""
 PLAIN = "plain"
 META = ".json"
 META_KEYS = {"image_id", "study_id", "patient_id", "content", "xxh3"}

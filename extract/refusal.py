@@ -13,10 +13,11 @@ from typing import Any
 import pandas as pd
 
 from data.cache import read_cache_record
+from data.cache_rewrite import MEBIBYTES
 from data.errors import InputError
 from data.golden import decoder_versions
 from data.shard_index import build_index
-from data.shards import CacheIdentity
+from data.shards import CacheIdentity, bytes_per_image, images_per_shard
 
 WORDS = {  # in the order in which differences are looked for: causes before their consequences
     "format_version": "cache format",
@@ -113,12 +114,20 @@ def _remedy(folder: Path, causes: list[str], found: dict[str, Any], identity: Ca
     if set(causes) <= {"dtype", "pool"}:
         keep = " ".join(f"--cache.{key} {found[key]}" for key in causes)
         if found["dtype"] == "float16" and found["pool"] in (1, identity.pool):  # no value has to be made up
-            pool = " --pool 2" if "pool" in causes else ""
-            anew = f"to change it: python scripts/cache.py convert {place} --replace --dtype {identity.dtype}{pool}"
+            options = f"--dtype {identity.dtype}{' --pool 2' if 'pool' in causes else ''}{_shard_size(identity)}"
+            anew = f"to change it: python scripts/cache.py convert {place} --replace {options}"
         return f"to keep it: {keep}; {anew}"
     if causes == ["golden_decode"]:
         return f"install the former versions, or, {anew}"
     return f"{anew}; to keep both, choose another run_dir"
+
+
+def _shard_size(identity: CacheIdentity) -> str:
+    """The option that gives a converted cache shards of the wanted number of images, where it is needed."""
+    form = identity.map_shape, identity.dtype, len(identity.variants)
+    if images_per_shard(*form, MEBIBYTES) == identity.images_per_shard:
+        return ""
+    return f" --shard_megabytes {-(-identity.images_per_shard * bytes_per_image(*form) // 2**20)}"
 
 
 def shown(value: object) -> str:

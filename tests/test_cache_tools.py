@@ -13,7 +13,7 @@ import torch
 import data.cache_convert
 import data.cache_rewrite
 from data.cache import FeatureCache
-from data.cache_convert import convert, convert_in_place
+from data.cache_convert import coding_error, convert, convert_in_place
 from data.cache_merge import merge
 from data.cache_tools import describe, main
 from data.cache_verify import verify
@@ -64,6 +64,20 @@ def test_a_converted_cache_has_the_bytes_of_one_written_in_that_form(tmp_path, d
     assert record["rewritten_from"] == [source.record["digest"]]
     assert {key: record[key] for key in RECORD} == RECORD
     assert list(FeatureCache(tmp_path / "target").ordinal) == ODD_IDS
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_the_error_of_uint8_that_convert_tells_is_that_of_the_maps(tmp_path, pool, capsys):
+    write(tmp_path / "source", identity(map_shape=SHAPE))
+    options = ["convert", str(tmp_path / "source"), "--target"]
+    main([*options, str(tmp_path / "exact"), "--pool", "2"])
+    main([*options, str(tmp_path / "coded"), "--dtype", "uint8", "--pool", str(pool)])
+    exact = FeatureCache(tmp_path / ("exact" if pool == 2 else "source"))
+    exact, coded = (c.read(np.arange(len(ODD_IDS))).astype(float) for c in (exact, FeatureCache(tmp_path / "coded")))
+    error = np.sqrt(np.square(coded - exact).mean() / np.square(exact).mean())
+    assert f"uint8 is off by {error:.2%} (" in capsys.readouterr().out
+    with pytest.raises(InputError, match="coded already"):
+        coding_error(tmp_path / "coded")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])

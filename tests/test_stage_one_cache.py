@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import data.golden
 import extract.cache
 from data.cache import FeatureCache
+from data.cache_tools import main as cache_command
 from data.errors import InputError
 from data.files import sha256_file
 from data.manifest import Manifest
@@ -352,6 +354,22 @@ def test_whole_shards_of_the_same_plan_are_kept_and_damaged_ones_made_anew(run, 
     cut.write_bytes(cut.read_bytes()[:1536])
     cache(config, manifest, accelerator)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("megabytes", [1, 2, 256])
+def test_the_command_that_a_refusal_names_makes_the_cache_that_is_wanted(run, accelerator, megabytes):  # noqa: F811
+    config, manifest = run
+    folder = config.run_dir / "cache"
+    shutil.rmtree(folder)
+    config = replace(config, cache=replace(config.cache, shard_megabytes=megabytes, augmented=0))
+    cache(config, manifest, accelerator)
+    changed = replace(config, cache=replace(config.cache, dtype="uint8"))
+    with pytest.raises(InputError, match="to change it: ") as refusal:
+        cache(changed, manifest, accelerator)
+    words = shlex.split(str(refusal.value).partition("to change it: python scripts/cache.py ")[2])
+    assert ("--shard_megabytes" in words) == (megabytes != 256)
+    cache_command(words)
+    cache(changed, manifest, accelerator)
 
 
 def test_shards_of_which_nobody_knows_what_made_them_are_not_kept(run):
