@@ -4,8 +4,8 @@
 
 Bytes are computed from the map's shape, tar headers and padding included. FLOPs of the forward pass are counted by
 torch. CPU hours are measured: CPU time of one thread of this machine for a forward pass of random pictures, float32,
-median of three (decoding hides behind it, see bench_extract.py). GPU minutes are arithmetic: FLOPs at 100 TFLOP/s, which
-a GPU must sustain for them to come true.
+median of three (decoding hides behind it, see bench_extract.py). GPU minutes are arithmetic: FLOPs at 100 TFLOP/s,
+which a GPU must sustain for them to come true.
 """
 
 import argparse
