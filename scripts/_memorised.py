@@ -1,9 +1,8 @@
-"""For compare_memorised.py: how well stage one's head does on images it has and has not seen; one space for k backbones.
+"""For compare_memorised.py: stage one's head on images it has and has not seen; k backbones' maps in one space.
 
 N images, C classes, D features of a map.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import _root  # noqa: F401
@@ -32,11 +31,11 @@ def head_logits(run_dir: Path, images: Manifest) -> Float[np.ndarray, "N C"]:
 
 
 def memorisation_gap(run_dir: Path, replicates: int = 1000) -> dict[str, list[float]]:
-    """mAP over image rows of stage one's head, each with its 95 % interval; the folds lie in `run_dir`'s folders fold_i.
+    """mAP over image rows of stage one's head, each with its 95 % interval; the folds are `run_dir`'s folders fold_i.
 
-    "train", "val", "test": the full backbone. "train out of fold": the same training images, each by the fold's backbone
-    that has not seen its patient, the folds' values pooled. "test by folds": mean of the folds' mAPs. Differences within
-    one split are paired; between splits, whose patients are other people, the two sides are resampled independently.
+    "train", "val", "test": the full backbone. "train out of fold": the same training images, each by the backbone of
+    the fold that holds its patient out, all values pooled. "test by folds": mean of the folds' mAPs. Differences within
+    a split are paired; between splits, whose patients are other people, both sides are resampled independently.
     """
     manifest, folds = read_manifest(run_dir / "manifest.csv"), find_folds(run_dir)
     parts = {split: manifest.of_split(split) for split in ("train", "val", "test")}
@@ -98,18 +97,20 @@ def out_of_fold_logits(folds: list[Path], images: Manifest) -> Float[np.ndarray,
 
 
 class AlignedCache(FeatureCache):
-    """An out-of-fold cache in one feature space: fold f's maps times matrix f; the first fold's are left as they are."""
+    """An out-of-fold cache in one feature space: the maps of its f-th source times matrix f, the first's unchanged."""
 
-    def __init__(self, folder: Path, matrices: list[Float[np.ndarray, "D+1 D"]]) -> None:
+    def __init__(self, folder: Path, matrices: list[Float[Tensor, "D+1 D"]]) -> None:
         super().__init__(folder)
-        self.matrices = [torch.from_numpy(matrix).float() for matrix in matrices]
+        assert self.identity.dtype == "float16", "coded values are not decoded to be coded again"
+        self.matrices = matrices
 
     def read_stored(self, ordinals: Int[np.ndarray, "n"], variants: Int[np.ndarray, "n"]) -> Shaped[Tensor, "n ..."]:
         """The maps after their fold's linear map."""
         stored = super().read_stored(ordinals, variants).clone()
         for n, fold in enumerate(self.index.fold[ordinals]):
             if fold > 0:
-                stored[n] = with_ones(stored[n].float()).matmul(self.matrices[fold - 1]).clamp(-LARGEST, LARGEST).half()
+                aligned = with_ones(stored[n].float()) @ self.matrices[fold - 1]
+                stored[n] = aligned.clamp(-LARGEST, LARGEST).half()
         return stored
 
 
@@ -128,25 +129,34 @@ def paired_tokens(run_dir: Path, fold: Path, images: Manifest) -> tuple[Float[Te
     return with_ones(both[0]), both[1]
 
 
-def align(run_dir: Path, merged: Path, target: Path) -> list[float]:
-    """Write `merged` with every fold's maps carried into the full backbone's space; R2 by fold on the test images.
+def align(run_dir: Path, merged: Path, target: Path) -> dict[str, list[float]]:
+    """Write `merged` with every fold's maps carried into the full backbone's space.
 
     Least squares over positions of the validation images that the fold holds out: neither backbone was trained on
     them, so nothing memorised gets into the matrix, and no label does.
+
+    Returns:
+        R2 by fold on the test images, which had no part in the fit: of the maps as they are, and of the aligned ones.
     """
-    manifest, folds = read_manifest(run_dir / "manifest.csv"), find_folds(run_dir)
-    val, matrices, quality = manifest.of_split("val"), [], []
-    for fold in folds:
+    manifest = read_manifest(run_dir / "manifest.csv")
+    val, test, matrices = manifest.of_split("val"), manifest.of_split("test"), []
+    r2: dict[str, list[float]] = {"as they are": [], "aligned": []}
+    for fold in find_folds(run_dir):
         held_out = read_manifest(fold / "manifest.csv").of_split("val").images["image_id"]
         unseen = val.select(np.flatnonzero(val.images["image_id"].isin(held_out)))
-        tokens, wanted = paired_tokens(run_dir, fold, unseen)
-        matrices.append(torch.linalg.lstsq(tokens, wanted).solution.numpy())
-        tokens, wanted = paired_tokens(run_dir, fold, manifest.of_split("test"))
-        error = (tokens @ torch.from_numpy(matrices[-1]) - wanted).square().sum()
-        quality.append(round(float(1 - error / (wanted - wanted.mean(dim=0)).square().sum()), 3))
+        matrices.append(torch.linalg.lstsq(*paired_tokens(run_dir, fold, unseen)).solution)
+        tokens, wanted = paired_tokens(run_dir, fold, test)
+        r2["as they are"].append(explained(tokens[:, :-1], wanted))
+        r2["aligned"].append(explained(tokens @ matrices[-1], wanted))
     if not (target / "cache.json").exists():
         source = AlignedCache(merged, matrices)
         N = source.identity.num_images
         picks = Picks([source], np.zeros(N, dtype=int), np.arange(N))
-        write_picks(target, replace(source.identity), picks, source.index.fold, kept_record(source.record))
-    return quality
+        write_picks(target, source.identity, picks, source.index.fold, kept_record(source.record))
+    return r2
+
+
+def explained(found: Float[Tensor, "n D"], wanted: Float[Tensor, "n D"]) -> float:
+    """Share of the variance about each feature's mean, all features together; negative where the mean does better."""
+    left = (found - wanted).square().sum() / (wanted - wanted.mean(dim=0)).square().sum()
+    return round(1 - float(left), 3)

@@ -1,4 +1,4 @@
-"""What a cache gives up by freezing augmentation: fresh augmentation in each epoch, one cached map, or 4 cached variants.
+"""What a cache gives up by freezing augmentation: fresh augmentation in each epoch, one cached map, 4 cached variants.
 
     python scripts/compare_augmentation.py            # about 20 CPU-minutes; finished parts are recognised
     python scripts/compare_augmentation.py --check    # one cell again, compared with the kept table
@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import _root  # noqa: F401
+import _root
 import numpy as np
 import yaml
-from _experiment import check_cell, command, compare, keep, prepare_run, table_lines, timed
+from _experiment import check_cell, compare, keep, prepare_run, table_lines, timed
 
 from data.cache import read_cache_record
 from data.manifest import read_manifest
@@ -49,24 +49,22 @@ def main() -> None:
     seeds = (0,) if options.quick else (0, 1, 2)
     prepare_run(run_dir, EXTRACT, *epochs, studies="120,40,60" if options.quick else "")
     augmented = {PLAIN: 0, FEW: 4, LIVE: num_epochs}
-    extraction = {arm: extract(run_dir, arm, number, *epochs) for arm, number in augmented.items()}
+    extraction = {arm: extract(run_dir, arm, number, epochs) for arm, number in augmented.items()}
     if options.check:
         shutil.rmtree(cell(run_dir, LIVE, seeds[-1], "_check"), ignore_errors=True)
         train(run_dir, LIVE, seeds[-1], epochs, "_check")
         test = read_manifest(run_dir / "manifest.csv").of_split("test")
-        check_cell("compare_augmentation", LIVE, seeds[-1], cell(run_dir, LIVE, seeds[-1], "_check") / "fusion", test)
+        again = cell(run_dir, LIVE, seeds[-1], "_check") / "fusion"
+        check_cell("compare_augmentation", LIVE, seeds[-1], again, test)
     cells = [(arm, seed) for seed in seeds for arm in augmented]
     with ThreadPoolExecutor(2) as pool:  # one core each
         training = dict(zip(cells, pool.map(lambda c: train(run_dir, *c, epochs), cells), strict=True))
     table = scores(run_dir, seeds, extraction, training)
     print("\n".join(table_lines(table, PLAIN)))
     for arm, row in table.items():
-        print(arm, {name: value for name, value in row.items() if name not in table_columns})
+        print(arm, row["cost"])
     if not options.quick:
         keep("compare_augmentation", {"seeds": list(seeds), "table": table})
-
-
-table_columns = ("mAP", f"minus_{PLAIN}", "by_seed", "mAP_by_seed")
 
 
 def scores(
@@ -83,40 +81,40 @@ def scores(
     table = compare(runs, PLAIN, manifest.of_split("test"))
     share = len(manifest.of_split("train")) / len(manifest)
     for arm, row in table.items():
-        shards = read_cache_record(run_dir.with_name(f"{run_dir.name}_augmentation") / folder(arm) / "cache")[0]["shards"]
-        spent = float(np.mean([training[arm, seed] for seed in seeds]))
-        row["cache_mb"] = None if arm == LIVE else round(sum(shard["bytes"] for shard in shards) / 1e6, 1)
-        row["extraction_cpu_s"] = round(extraction[PLAIN] if arm == LIVE else extraction[arm], 1)
-        row["recompute_cpu_s"] = round(share * (extraction[LIVE] - extraction[PLAIN]), 1) if arm == LIVE else 0.0
-        row["training_cpu_s"] = round(spent, 1)
-        row["cpu_s_one_training"] = round(row["extraction_cpu_s"] + row["recompute_cpu_s"] + spent, 1)
-        row["cpu_s_each_further"] = round(row["recompute_cpu_s"] + spent, 1)
+        once = extraction[PLAIN if arm == LIVE else arm]
+        recompute = share * (extraction[LIVE] - extraction[PLAIN]) if arm == LIVE else 0.0
+        each = recompute + float(np.mean([training[arm, seed] for seed in seeds]))
+        cost = {"extraction_cpu_s": once, "recompute_cpu_s": recompute, "each_training_cpu_s": each}
+        row["cost"] = {name: round(value, 1) for name, value in cost.items()}
+        if arm != LIVE:
+            shards = read_cache_record(target(run_dir, arm) / "cache")[0]["shards"]
+            row["cost"]["cache_mb"] = round(sum(shard["bytes"] for shard in shards) / 1e6, 1)
     return table
 
 
-def folder(arm: str) -> str:
-    """An arm's name in file names."""
-    return arm.replace(" ", "_")
+def target(run_dir: Path, arm: str) -> Path:
+    """The run folder of an arm's cache."""
+    return run_dir.with_name(f"{run_dir.name}_augmentation") / arm.replace(" ", "_")
 
 
 def cell(run_dir: Path, arm: str, seed: int, again: str = "") -> Path:
     """The run folder of one training."""
-    return run_dir.with_name(f"{run_dir.name}_augmentation") / f"{folder(arm)}_{seed}{again}"
+    folder = target(run_dir, arm)
+    return folder.with_name(f"{folder.name}_{seed}{again}")
 
 
-def extract(run_dir: Path, arm: str, augmented: int, *options: object) -> float:
+def extract(run_dir: Path, arm: str, augmented: int, options: list[str]) -> float:
     """The arm's cache, from the finished stage one; CPU seconds."""
-    target = run_dir.with_name(f"{run_dir.name}_augmentation") / folder(arm)
     words = ["extract.py", "--config", EXTRACT, "--cache.augmented", augmented, "--num_workers", 1, *options]
-    return timed(target, IMAGES, run_dir, *words)
+    return timed(target(run_dir, arm), IMAGES, run_dir, *words)
 
 
 def train(run_dir: Path, arm: str, seed: int, options: list[str], again: str = "") -> float:
     """One cell; CPU seconds."""
-    cache = run_dir.with_name(f"{run_dir.name}_augmentation") / folder(arm) / "cache"
     start = ["scripts/compare_augmentation.py", "live"] if arm == LIVE else ["train_fusion.py"]
-    words = [*start, "--config", FUSION, "--cache_dir", cache, "--seed", seed, "--retrain_single", "false", *options]
-    return timed(cell(run_dir, arm, seed, again), MAPS, run_dir, *words, "--num_workers", 1)
+    words = [*start, "--config", FUSION, "--cache_dir", target(run_dir, arm) / "cache", "--seed", seed]
+    words += ["--retrain_single", "false", "--num_workers", 1, *options]
+    return timed(cell(run_dir, arm, seed, again), MAPS, run_dir, *words)
 
 
 def train_live(argv: list[str]) -> None:
