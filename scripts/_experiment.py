@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,22 +23,69 @@ Runs = dict[str, dict[int, Path]]
 """Method, seed, and the folder of stage two that holds its predictions."""
 
 
-def command(*words: object, threads: int = 0) -> None:
+def command(*words: object, threads: int = 0) -> float:
     """Run one of the project's commands as a user does; what is finished is recognised by the command itself.
 
     Args:
         threads: Of torch; 0 leaves that to torch.
+
+    Returns:
+        Its CPU seconds, those of its loader processes included.
     """
     line = [str(word) for word in words]
     print("$ python", *line, flush=True)
     limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     began = time.monotonic()
-    log = subprocess.run(
-        [sys.executable, *line], cwd=_root.ROOT, env=os.environ | limit, capture_output=True, text=True, check=False
-    )
-    if log.returncode:
-        raise SystemExit(f"{log.stdout[-2000:]}\n{log.stderr[-3000:]}\nthe command above failed")
-    print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, *line], cwd=_root.ROOT, env=os.environ | limit, stdout=log, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)  # this process alone, though others run beside it
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            end = log.read()[-4000:].decode(errors="replace")
+            raise SystemExit(f"{end}\nthe command above failed: python {' '.join(line)}")
+    print(f"  {time.monotonic() - began:.0f} s: {' '.join(line[:1] + line[-4:])}", flush=True)
+    return usage.ru_utime + usage.ru_stime
+
+
+def timed(folder: Path, parts: list[str], run_dir: Path, *words: object) -> float:
+    """CPU seconds of a command that works in a run folder of its own on the same data; run once, then remembered.
+
+    What an interrupted start left is deleted, so that the time is that of an undisturbed run.
+
+    Args:
+        folder: The run folder, made here.
+        parts: What it borrows from `run_dir`, as links.
+    """
+    record = folder / "cpu_seconds.json"
+    if not record.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        link_run(run_dir, folder, parts)
+        record.write_text(json.dumps(round(command(*words, "--run_dir", folder, threads=1), 1)))
+    return json.loads(record.read_text())
+
+
+def link_run(run_dir: Path, folder: Path, parts: list[str]) -> None:
+    """A run folder on the same data, for a run folder has one writer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        if not (folder / part).exists():
+            (folder / part).symlink_to((run_dir / part).resolve())
+
+
+def prepare_run(run_dir: Path, config: str, *options: object, studies: str = "") -> None:
+    """Phantom, stage one and cache, where they are not there yet.
+
+    Args:
+        studies: Size of the phantom, train,val,test; empty: the usual one.
+    """
+    if not (run_dir / "manifest.csv").exists():
+        size = ["--studies", studies] if studies else []
+        command("scripts/prepare.py", "phantom", *size, "--out", run_dir / "manifest.csv")
+    if not (run_dir / "cache" / "cache.json").exists():
+        command("extract.py", "--config", config, "--run_dir", run_dir, *options)
 
 
 def compare(runs: Runs, against: str, test: Manifest, replicates: int = 1000) -> dict[str, Any]:
@@ -91,3 +140,18 @@ def keep(name: str, record: dict[str, Any]) -> None:
     stamped = {"command": " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])}
     path.write_text(json.dumps(stamped | record | _bench.stamp(), indent=1) + "\n")
     print(f"kept as {path.relative_to(_root.ROOT)}")
+
+
+def check_cell(name: str, method: str, seed: int, folder: Path, test: Manifest) -> None:
+    """Compare the mAP of a cell that was trained again with the kept table; leaves with status 1 where it differs.
+
+    Args:
+        name: Of the kept result.
+        folder: Stage two's folder of the new cell.
+    """
+    found = compare({method: {seed: folder}}, method, test, replicates=2)[method]["mAP_by_seed"][0]
+    kept = json.loads((_root.ROOT / "scripts" / "results" / f"{name}.json").read_text())
+    wanted = kept["table"][method]["mAP_by_seed"][kept["seeds"].index(seed)]
+    differs = abs(found - wanted) >= 5e-4
+    print(f"{method}, seed {seed}: mAP {found}, kept {wanted}: {'DIFFERS' if differs else 'agrees'}")
+    raise SystemExit(differs)
