@@ -47,6 +47,13 @@ def parse_config(config_class: type[Config], base: Path, argv: list[str] | None 
         raise SystemExit(2) from None
 
 
+def default_values(config_class: type) -> dict[str, Any]:
+    """Every key's value where nobody sets it, as ``section.key``."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(config_class)
+    return flatten(yaml.safe_load(parser.dump(parser.get_defaults(), skip_unset=False)))
+
+
 def spell_out_flags(words: list[str], config_class: Any) -> list[str]:
     """``--trial`` alone, followed by no value, means ``--trial true``."""
     flags = {f"--{part.name}" for part in dataclasses.fields(config_class) if part.type is bool}

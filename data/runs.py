@@ -97,8 +97,11 @@ def follow_launcher() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def keep_config(stage_dir: Path, resolved_yaml: str) -> None:
+def keep_config(stage_dir: Path, resolved_yaml: str, defaults: dict[str, Any]) -> None:
     """Save a stage's resolved configuration as ``config.yaml``, or check that it is the one already there.
+
+    Args:
+        defaults: Values of keys that a folder does not know because it was made before they existed.
 
     Raises:
         InputError: the folder belongs to another configuration; the message names the first key that differs.
@@ -115,9 +118,9 @@ def keep_config(stage_dir: Path, resolved_yaml: str) -> None:
         raise InputError(f"{path}: not readable; delete {stage_dir} to start anew")
     former, wanted = flatten(tree), flatten(yaml.safe_load(resolved_yaml))
     for key in sorted((former.keys() | wanted.keys()) - HARMLESS_KEYS):
-        if former.get(key) != wanted.get(key):
+        if (found := former.get(key, defaults.get(key))) != wanted.get(key):
             raise InputError(
-                f"{path}: this run was made with {key}={former.get(key)!r}, now it is {wanted.get(key)!r}; "
+                f"{path}: this run was made with {key}={found!r}, now it is {wanted.get(key)!r}; "
                 f"choose another run_dir, or delete {stage_dir} to start anew"
             )
 

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from data.config import parse_config
+from data.config import default_values, parse_config
 from data.demo import ensure_manifest
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
@@ -53,7 +53,7 @@ def run(config: ExtractConfig, resolved_yaml: str) -> None:
         log.start("stage one", accelerator.num_processes, accelerator.device.type)
         if accelerator.is_main_process:
             ensure_manifest(config.run_dir)
-            keep_config(config.run_dir / "stage_one", resolved_yaml)
+            keep_config(config.run_dir / "stage_one", resolved_yaml, default_values(ExtractConfig))
             write_environment(config.run_dir, accelerator.device.type)
         accelerator.wait_for_everyone()
         manifest, content = readable_images(config, accelerator, log)

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
+from data.config import default_values
 from data.lock import locked
 from data.manifest import Manifest, read_manifest, write_manifest
 from data.order import epoch_batches
@@ -49,7 +50,7 @@ def trial(config: ExtractConfig, resolved_yaml: str, accelerator: Accelerator) -
         if main:
             empty(folder)
             write_manifest(trial_manifest(config, full), folder / "manifest.csv")
-            keep_config(folder / "stage_one", resolved_yaml)
+            keep_config(folder / "stage_one", resolved_yaml, default_values(ExtractConfig))
         accelerator.wait_for_everyone()
         log = Log(folder, main)
         log.start("trial of stage one", accelerator.num_processes, accelerator.device.type)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.cache import FeatureCache
-from data.config import parse_config
+from data.config import default_values, parse_config
 from data.errors import InputError
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
@@ -72,7 +72,7 @@ def run(config: FusionConfig, resolved_yaml: str, last_words: bool = True) -> No
         manifest.require_splits()
         refuse_trained_patients(manifest, cache)
         if accelerator.is_main_process:
-            keep_config(config.run_dir / config.name, resolved_yaml)
+            keep_config(config.run_dir / config.name, resolved_yaml, default_values(FusionConfig))
         accelerator.wait_for_everyone()
         sets = {
             split: make_groups(manifest.of_split(split), cache, config.grouping) for split in ("train", "val", "test")

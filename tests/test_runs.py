@@ -38,6 +38,14 @@ def holder(tmp_path):
     process.communicate()
 
 
+def test_a_folder_made_before_a_key_existed_goes_on_while_the_key_has_its_default(tmp_path):
+    keep_config(tmp_path, "a: 1\n", {})
+    for _ in range(2):
+        keep_config(tmp_path, "a: 1\nnew: {key: 5}\n", {"new.key": 5})
+        with pytest.raises(InputError, match=r"made with new.key=5, now it is 6"):
+            keep_config(tmp_path, "a: 1\nnew: {key: 6}\n", {"new.key": 5})
+
+
 def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path, holder):
     with pytest.raises(InputError, match=rf"pid {holder.pid} on .* since 20\d\d-") as refusal, locked(tmp_path):
         pass
@@ -62,19 +70,19 @@ def test_the_lock_is_given_back_after_an_error(tmp_path):
 
 
 def test_another_configuration_is_refused_naming_its_key(tmp_path):
-    keep_config(tmp_path / "stage", "a: 1\nloss: {gamma: 4.0, kind: asl}\n")
-    keep_config(tmp_path / "stage", "# a comment\nloss: {kind: asl, gamma: 4.0}\na: 1\n")  # same values
+    keep_config(tmp_path / "stage", "a: 1\nloss: {gamma: 4.0, kind: asl}\n", {})
+    keep_config(tmp_path / "stage", "# a comment\nloss: {kind: asl, gamma: 4.0}\na: 1\n", {})  # same values
     with pytest.raises(InputError, match=r"config.yaml: .*loss.gamma=4.0, now it is 2.0"):
-        keep_config(tmp_path / "stage", "a: 1\nloss: {gamma: 2.0, kind: asl}\n")
+        keep_config(tmp_path / "stage", "a: 1\nloss: {gamma: 2.0, kind: asl}\n", {})
     with pytest.raises(InputError, match="a=1, now it is None"):
-        keep_config(tmp_path / "stage", "loss: {gamma: 4.0, kind: asl}\n")
+        keep_config(tmp_path / "stage", "loss: {gamma: 4.0, kind: asl}\n", {})
     with pytest.raises(InputError, match="extra=None, now it is 5"):
-        keep_config(tmp_path / "stage", "a: 1\nextra: 5\nloss: {gamma: 4.0, kind: asl}\n")
+        keep_config(tmp_path / "stage", "a: 1\nextra: 5\nloss: {gamma: 4.0, kind: asl}\n", {})
 
 
 def test_workers_and_the_folders_own_name_may_change(tmp_path):
-    keep_config(tmp_path, "num_workers: 2\nrun_dir: runs/a\n")
-    keep_config(tmp_path, f"num_workers: 0\nrun_dir: {tmp_path}\n")
+    keep_config(tmp_path, "num_workers: 2\nrun_dir: runs/a\n", {})
+    keep_config(tmp_path, f"num_workers: 0\nrun_dir: {tmp_path}\n", {})
     assert (tmp_path / "config.yaml").read_text() == "num_workers: 2\nrun_dir: runs/a\n", "the first stays on record"
 
 
@@ -82,7 +90,7 @@ def test_workers_and_the_folders_own_name_may_change(tmp_path):
 def test_a_damaged_saved_configuration_is_one_line(tmp_path, damaged):
     (tmp_path / "config.yaml").write_text(damaged)
     with pytest.raises(InputError, match=r"config.yaml: not readable; delete"):
-        keep_config(tmp_path, "a: 1\n")
+        keep_config(tmp_path, "a: 1\n", {})
 
 
 def test_metrics_of_a_repeated_epoch_and_of_later_ones_are_replaced(tmp_path):
