@@ -1,8 +1,8 @@
 """Published weights of others, taken over strictly as one of our model folders.
 
-One layout so far: the CXR-LT 2026 winner's ConvNeXtV2-Base with BatchNorm and CSRA over its map (30 classes of PadChest;
-87,756,318 parameters, 87,758,367 numbers with BatchNorm's statistics). Where its image tower alone is wanted, under new
-classes, name the folder written here in ``backbone.pretrained``.
+One layout so far: the CXR-LT 2026 winner's ConvNeXtV2-Base with BatchNorm and CSRA over its map (30 classes of
+PadChest; 87,756,318 parameters, 87,758,367 numbers with BatchNorm's statistics). Where only its backbone is wanted, for
+other classes, name the folder written here in ``backbone.pretrained``.
 """
 
 import argparse
@@ -89,7 +89,8 @@ def load_published(model: nn.Module, tensors: Mapping[str, Tensor], where: str) 
     """Load a published state dict into our model.
 
     Raises:
-        InputError: names the first weight that is missing, unexpected, of another shape or not finite, as the file does.
+        InputError: names the first weight that is missing, unexpected, of another shape or not finite, by its
+            published name.
     """
     own, converted = model.state_dict(), {}
     names = {ours: published_name(ours) for ours in own}
@@ -136,7 +137,7 @@ def is_imported(stage_dir: Path, classes: tuple[str, ...]) -> bool:
         first = next((pair for pair in zip(outputs, classes, strict=False) if pair[0] != pair[1]), None)
         differ = f"{first[0]!r} and {first[1]!r}" if first else f"{len(outputs)} and {len(classes)} classes"
         raise InputError(
-            f"manifest.csv: the imported weights have other classes, first {differ}; prepare it with theirs in their order"
-            f" ({best / 'classes.json'}), or train a new head: name {best} in backbone.pretrained of another run_dir"
+            f"manifest.csv: the imported weights have other classes, first {differ}; prepare it with theirs in their"
+            f" order ({best / 'classes.json'}), or train a new head in another run_dir with backbone.pretrained {best}"
         )
     return True
