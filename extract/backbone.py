@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.errors import InputError
-from extract.checkpoint import load_tensors
+from extract.checkpoint import load_tensors, load_weights
 from extract.heads import HeadConfig, build_head
+from extract.phases import backbone_weights
 
 Argument = bool | int | float | str | list[int] | list[float] | list[str] | None
 """Plain values only: for `Any`, jsonargparse makes an object of whatever class a configuration file names."""
@@ -25,7 +26,8 @@ class BackboneConfig:
     """timm model name."""
 
     pretrained: bool | Path = False
-    """False: random weights. True: timm's own, from the hub. A path: a .safetensors file of this timm model."""
+    """False: random weights. True: timm's own, from the hub. A .safetensors file of this timm model. A folder: the
+    stage_one/ of a former phase or its best/, whose backbone is taken and whose head is not."""
 
     arguments: dict[str, Argument] = field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as drop_path_rate or img_size."""
@@ -40,13 +42,14 @@ def create_timm_model(config: BackboneConfig, channels: int) -> Any:
     """
     fixed: dict[str, Any] = {"num_classes": 0, "global_pool": "", "in_chans": channels}
     keys: set[str] | None = None
-    if isinstance(config.pretrained, Path):
+    if isinstance(config.pretrained, Path) and not config.pretrained.is_dir():
         if config.pretrained.suffix != ".safetensors" or not config.pretrained.is_file():
-            raise InputError(f"backbone.pretrained: {config.pretrained} is not a .safetensors file")
+            raise InputError(f"backbone.pretrained: {config.pretrained} is not a .safetensors file or a model folder")
         keys = set(load_tensors(config.pretrained))
         fixed["pretrained_cfg_overlay"] = {"file": str(config.pretrained)}
     try:
-        model = timm.create_model(config.name, pretrained=bool(config.pretrained), **fixed, **config.arguments)
+        from_timm = config.pretrained is True or keys is not None
+        model = timm.create_model(config.name, pretrained=from_timm, **fixed, **config.arguments)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"backbone {config.name!r}: {' '.join(str(error).split())[:300]}") from None
     missing = [key for key in model.state_dict() if keys is not None and key not in keys]
@@ -68,6 +71,8 @@ class Backbone(nn.Module):
         self.model = create_timm_model(config, channels)
         self.dim = int(self.model.num_features)
         self.num_prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
+        if isinstance(config.pretrained, Path) and config.pretrained.is_dir():
+            load_weights(self, backbone_weights(config.pretrained), str(config.pretrained))
 
     def forward(self, images: Float[Tensor, "B c h w"]) -> Float[Tensor, "B H W D"]:
         """Feature maps, channels last."""
@@ -80,7 +85,14 @@ class Backbone(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """Stage one's model: a backbone and a head over its map, one image at a time."""
+    """Stage one's model: a backbone and a head over its map, one image at a time.
+
+    While `backbone_frozen`, training reaches the head alone: the backbone runs without gradients and in evaluation
+    mode, BatchNorm on its running statistics and without drop-path. Its maps are then those that evaluation and the
+    cache will see, and its weights and statistics stay as they are, to the bit.
+    """
+
+    backbone_frozen: bool = False
 
     def __init__(self, backbone: BackboneConfig, head: HeadConfig, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -89,7 +101,16 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "B c h w"]) -> Float[Tensor, "B C"]:
         """Logits."""
-        return self.head(self.backbone(images).flatten(1, 2))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
+            maps = self.backbone(images)
+        return self.head(maps.flatten(1, 2))
+
+    def train(self, mode: bool = True) -> "ImageClassifier":
+        """Training mode, or evaluation mode; a frozen backbone stays in the latter."""
+        super().train(mode)
+        if self.backbone_frozen:
+            self.backbone.eval()
+        return self
 
 
 def map_shape(backbone: Backbone, channels: int, size: int) -> tuple[int, int, int]:

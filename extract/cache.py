@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -146,11 +147,14 @@ def extract_share(
     )
 
 
-def keep_training_data(stage_dir: Path, train_set: Manifest, val_set: Manifest, finished: bool) -> None:
+def keep_training_data(
+    stage_dir: Path, train_set: Manifest, val_set: Manifest, finished: bool, former: Collection[str] = ()
+) -> None:
     """Write down in ``data.json`` what a stage learns from, or check that it goes on with the same.
 
     Args:
         finished: Training is done and its product does not depend on labels, as stage one's maps do not.
+        former: Patients that the weights at the start were trained on.
 
     Raises:
         InputError: training was begun with other images, labels or splits.
@@ -158,7 +162,7 @@ def keep_training_data(stage_dir: Path, train_set: Manifest, val_set: Manifest, 
     path = stage_dir / "data.json"
     digest = hashlib.sha256(f"{train_set.digest} {val_set.digest}".encode()).hexdigest()
     if not path.exists():
-        patients = sorted(train_set.images["patient_id"].unique())
+        patients = sorted({*train_set.images["patient_id"], *former})
         atomic_write(path, json.dumps({"digest": digest, "trained_patients": patients}, indent=1))
     elif not finished and load_json(path)["digest"] != digest:
         raise InputError(

@@ -1,6 +1,6 @@
 """Every choice of stage one."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from data.shards import PLAIN
@@ -9,7 +9,7 @@ from data.transforms import Augmentation, Preprocessing
 from extract.backbone import BackboneConfig
 from extract.heads import HeadConfig
 from extract.losses import LossConfig
-from extract.options import TrainingConfig
+from extract.options import OptimizerConfig, TrainingConfig
 
 FLIP = "flip"
 
@@ -68,6 +68,16 @@ class ExtractConfig(TrainingConfig):
     """Factor on the learning rate per layer of the backbone, counted from its end; 0.6 to 0.9 for fine-tuning a
     pretrained one, 1 for the same rate everywhere. The head always has the full rate."""
 
+    backbone_lr: float = 1.0
+    """Factor on the learning rate of the whole backbone, on top of `layer_decay`; 0.1 as in the CXR-LT 2026 recipes."""
+
+    freeze_backbone_epochs: int = 0
+    """Epochs at the beginning in which the head alone learns, so that a new head does not disturb a trained backbone;
+    all of them: a linear probe."""
+
+    freeze_lr: float = 1e-3
+    """Constant learning rate of the head in these epochs; `optimizer` and its schedule begin after them."""
+
     num_workers: int = 2
     """Image-decoding workers per process (threads while caching, where 0 means one); 0 decodes in the training process.
     Changes no result."""
@@ -95,12 +105,22 @@ class ExtractConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("micro_batch_size", "num_workers"):
+        for name in ("micro_batch_size", "num_workers", "freeze_backbone_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected must be in [0, 1], got {self.max_rejected}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
+        for name in ("backbone_lr", "freeze_lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.cache.augmented and self.augmentation == Augmentation():
             raise ValueError("cache.augmented: the augmentation is off; set one, such as --augmentation.rotate 10")
+
+    def phase(self, epoch: int) -> tuple[OptimizerConfig, int, int]:
+        """How an epoch (from 0) is optimized: options, and the first and the number of the epochs of their schedule."""
+        frozen = min(self.freeze_backbone_epochs, self.epochs)
+        if epoch < frozen:
+            return replace(self.optimizer, lr=self.freeze_lr, warmup_share=0.0, final_share=1.0), 0, frozen
+        return self.optimizer, frozen, self.epochs - frozen

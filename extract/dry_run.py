@@ -45,7 +45,8 @@ def dry_run(config: ExtractConfig, accelerator: Accelerator) -> None:
     manifest.require_splits()
     manifest = without_rejected(manifest, config.run_dir)
     train_set = manifest.of_split("train")
-    config = replace(config, compile=False)  # compiling takes minutes and changes nothing that is shown
+    # compiling takes minutes and changes nothing that is shown; a step with all weights is the one that costs most
+    config = replace(config, compile=False, freeze_backbone_epochs=frozen_throughout(config))
     state = build_state(config, len(manifest.classes), accelerator)
     picture = config.run_dir / "dry_run_images.jpg"
     step = first_step(config, train_set, state, picture)
@@ -65,6 +66,11 @@ def dry_run(config: ExtractConfig, accelerator: Accelerator) -> None:
     lines += [f"free disk: {bytes_text(shutil.disk_usage(config.run_dir).free)}"]
     lines += [f"first inputs of the network: {picture}", f"start it: {start_command('extract.py', config.run_dir)}"]
     print("\n".join(lines))
+
+
+def frozen_throughout(config: ExtractConfig) -> int:
+    """1 where the backbone is frozen in all epochs, so in the only one of a rehearsal too; else 0."""
+    return int(config.freeze_backbone_epochs >= config.epochs)
 
 
 def require_manifest(run_dir: Path) -> None:

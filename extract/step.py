@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.order import derive_seed
-from extract.engine import average_buffers, learning_rate, set_learning_rate
+from extract.engine import average_buffers, average_gradients, learning_rate, set_learning_rate
 from extract.options import OptimizerConfig
 from extract.resume import TrainingState
 
@@ -54,6 +54,7 @@ def take_step(
     total_step: int,
     total_steps: int,
     names: list[str],
+    head_only: bool = False,
 ) -> None:
     """Add up the gradients of all sub-batches, clip, and step.
 
@@ -61,16 +62,22 @@ def take_step(
         sub_losses: Each runs one forward pass and returns its sum of losses divided by the number of known labels
             in the whole global batch, so that the sum over sub-batches and processes is the mean over that batch.
         names: Images or groups of the global batch, for an error message.
+        head_only: The backbone is frozen: its weights have no gradient in this step and its statistics do not move.
+            DistributedDataParallel would wait for these gradients (its search for unused weights costs a walk through
+            the graph in every step of every epoch), so the head's are averaged here.
     """
     accelerator, num_processes = state.accelerator, state.accelerator.num_processes
     set_learning_rate(state.optimizer, learning_rate(total_step, total_steps, config))
     step_loss = torch.zeros((), device=accelerator.device)
     for position, sub_loss in enumerate(sub_losses):
         last = position == len(sub_losses) - 1
-        with nullcontext() if last else accelerator.no_sync(state.model):
+        with nullcontext() if last and not head_only else accelerator.no_sync(state.model):
             loss = sub_loss() * num_processes  # gradients are averaged over processes where their sum is wanted
             accelerator.backward(loss)
         step_loss += loss.detach()
+    trained = state.plain_model.get_submodule("head") if head_only else state.plain_model
+    if head_only:
+        average_gradients(trained, accelerator)
     norm = accelerator.clip_grad_norm_(state.model.parameters(), config.clip_norm or float("inf"))
     skipped = leave_out(norm, state, names)
     if config.clip_agc:
@@ -81,7 +88,7 @@ def take_step(
         state.optimizer.step()
     if not skipped:
         state.running_loss.update(step_loss)
-        average_buffers(state.plain_model, accelerator)  # before the average of weights, which takes them over
+        average_buffers(trained, accelerator)  # before the average of weights, which takes them over
         if state.ema is not None:
             state.ema.update(state.plain_model, step=total_step)
     state.optimizer.zero_grad()

@@ -29,8 +29,10 @@ from extract.cache import keep_training_data, write_cache
 from extract.checkpoint import Content
 from extract.config import ExtractConfig
 from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
+from extract.foreign import is_imported
 from extract.images import ImageDataset, augmented_requests, load_batches, plain_requests
 from extract.losses import multilabel_loss, prevalence
+from extract.phases import former_patients, refuse_former_patients
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
 
@@ -93,14 +95,21 @@ def readable_images(config: ExtractConfig, accelerator: Accelerator, log: Log) -
 def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, accelerator: Accelerator, log: Log) -> None:
     """Train the image classifier; leaves the model folder ``stage_one/best/`` and the resume folder ``last/``."""
     stage_dir = config.run_dir / "stage_one"
+    if is_imported(stage_dir, manifest.classes):
+        log(
+            "stage one: imported weights, nothing to train; who they were trained on is unknown, test patients included"
+        )
+        return
     train_set, val_set = manifest.of_split("train"), manifest.of_split("val")
     state = build_state(config, len(manifest.classes), accelerator)
     if state.resume(stage_dir, config.resume):
         log(f"stage one: {state.progress.epoch} of {config.epochs} epochs are done already")
     else:
         log(f"stage one: {config.backbone.name}, {len(train_set)} training and {len(val_set)} validation images")
+    former = former_patients(config.backbone.pretrained)
+    refuse_former_patients(former, manifest)
     if accelerator.is_main_process:
-        keep_training_data(stage_dir, train_set, val_set, finished=state.progress.finished(config))
+        keep_training_data(stage_dir, train_set, val_set, state.progress.finished(config), former)
     accelerator.wait_for_everyone()
     model_files: dict[str, Content] = {
         "config.yaml": resolved_yaml,
@@ -128,7 +137,7 @@ def build_state(config: ExtractConfig, num_classes: int, accelerator: Accelerato
     model = ImageClassifier(config.backbone, config.head, config.image.channels, num_classes).to(accelerator.device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    return make_state(model, config, accelerator, config.layer_decay)
+    return make_state(model, config, accelerator, config.layer_decay, config.backbone_lr)
 
 
 def train_one_epoch(
@@ -160,13 +169,18 @@ def train_one_epoch(
             logits = state.model(pixels)
         return multilabel_loss(logits, targets, class_prevalence, config.loss) / num_known
 
+    optimizer, first_epoch, num_epochs = config.phase(epoch)
+    model, frozen = state.plain_model, epoch < config.freeze_backbone_epochs
+    assert isinstance(model, ImageClassifier)
+    model.backbone_frozen = frozen
     state.model.train()
     for batch, parts in zip(log.progress(batches[progress.step :], f"epoch {epoch + 1}"), plan, strict=True):
         seed_step(config.seed, epoch, progress.step, rank)
         num_known = max(1, int((~np.isnan(train_set.labels[batch])).sum()))  # every process knows the global batch
         losses = [partial(sub_loss, rows, counts, num_known) for rows, counts in parts]
-        total_step, names = epoch * len(batches) + progress.step, train_set.images["image_id"].iloc[batch].tolist()
-        take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), names)
+        names = train_set.images["image_id"].iloc[batch].tolist()
+        total_step, total_steps = (epoch - first_epoch) * len(batches) + progress.step, num_epochs * len(batches)
+        take_step(state, losses, optimizer, total_step, total_steps, names, frozen)
         progress.step += 1
         if stop.agreed(accelerator):
             return

@@ -24,7 +24,7 @@ from data.order import epoch_batches
 from data.runs import Log, keep_config, read_metrics
 from extract.cache import load_best, write_cache
 from extract.config import ExtractConfig
-from extract.dry_run import require_manifest
+from extract.dry_run import frozen_throughout, require_manifest
 from extract.images import ImageDataset, augmented_requests
 from extract.observe import peak_memory
 from extract.train import predict_images, readable_images, train
@@ -96,6 +96,7 @@ def first_of_several_patients(patient_ids: list[str], count: int) -> np.ndarray:
 def trial_config(config: ExtractConfig, folder: Path) -> ExtractConfig:
     """The same choices for one epoch in the trial's folder."""
     average_from = min(config.average_from, 1)
+    config = replace(config, freeze_backbone_epochs=frozen_throughout(config))  # otherwise its later, costlier epochs
     return replace(config, run_dir=folder, epochs=1, patience=0, average_from=average_from, resume=None, trial=False)
 
 

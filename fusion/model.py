@@ -48,6 +48,11 @@ class ModelConfig:
             raise ValueError(f"model.num_heads={self.num_heads} does not divide model.width={self.width}")
         if self.num_slots < 1:
             raise ValueError(f"model.num_slots must be at least 1, got {self.num_slots}")
+        if self.head.mixes_samples:  # a group may be alone in its forward pass, as groups of many views often are
+            raise ValueError(
+                f"model.head: {self.head.kind} with BatchNorm makes a group's logits depend on the other groups; choose"
+                " csra without head.batch_norm, csra_multihead, ml_decoder or linear"
+            )
 
 
 class FusionModel(nn.Module):

@@ -38,6 +38,27 @@ def train(run_dir: Path, dtype: torch.dtype) -> None:
     fusion.train.main([*CONFIGS["fusion"], *options, "--batch_size", "4", *NO_DROPOUT, "--retrain_single", "false"])
 
 
+def freeze(run_dir: Path) -> None:
+    """Stage one in double precision, its backbone frozen in two of three epochs; with images left over."""
+    torch.set_default_dtype(torch.float64)
+    options = ["--epochs", "3", "--freeze_backbone_epochs", "2", "--backbone_lr", "0.1", "--batch_size", "5"]
+    kept: list[dict] = []
+    save = extract.train.finish_epoch
+
+    def keeping(state, *arguments):
+        kept.append({name: value.clone() for name, value in state.plain_model.state_dict().items()})
+        save(state, *arguments)
+
+    extract.train.finish_epoch = keeping
+    extract.train.main([*CONFIGS["extract"], "--run_dir", str(run_dir), *options, "--head.dropout", "0"])
+    body = [name for name in kept[0] if name.startswith("backbone.")]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in body)
+    assert not any(torch.equal(kept[1][name], kept[2][name]) for name in body)
+    rank = int(os.environ.get("RANK", "0"))
+    save_folder(run_dir / f"end-{rank}", {"model.safetensors": kept[2]})
+    print(f"frozen on {os.environ.get('WORLD_SIZE', '1')}")
+
+
 def visits(run_dir: Path, stop_after: int) -> None:
     """Stage two, noting the groups that each process trained on in each step; stops after `stop_after` steps."""
     accelerator, plan_steps, taken = Accelerator(), fusion.train.plan_steps, []
@@ -179,5 +200,5 @@ def child(rank, num_processes, port, output, job, folder, *arguments) -> None:
     os.dup2(file, 2)
     torch.set_num_threads(1)
     assert Accelerator().num_processes == num_processes
-    {"train": train, "visits": visits, "counts": counts}[job](Path(folder), *arguments)
+    {"train": train, "freeze": freeze, "visits": visits, "counts": counts}[job](Path(folder), *arguments)
     sys.stdout.flush()

@@ -15,3 +15,7 @@ class LinearHead(nn.Module):
     def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B C"]:
         """Logits."""
         return self.classifier(self.dropout(tokens.mean(dim=1)))
+
+    def class_maps(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B C T"]:
+        """What each position adds to each logit, W x_n + b; the mean over positions is the logit without dropout."""
+        return self.classifier(tokens).transpose(1, 2)

@@ -1,0 +1,152 @@
+"""Every recipe parses, builds the model it names, trains, and feeds the other stage; it opens like a lab note."""
+
+import json
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+import torch
+import yaml
+
+import extract.train
+import fusion.train
+from data.config import parse_config
+from extract.backbone import ImageClassifier
+from extract.config import ExtractConfig
+from fusion.config import FusionConfig
+from fusion.model import FusionModel
+from tests.launch import ROOT
+from tests.make_data import make_run
+
+STAGE_TWO_OF = {
+    "cxr_lt_2023": ["cxr_lt_2023"],
+    "cxr_lt_2026_mimic": ["cxr_lt_2026"],
+    "cxr_lt_2026_padchest": ["cxr_lt_2026"],
+    "cxr_lt_2026_padchest_as_coded": ["cxr_lt_2026"],
+    "demo": ["demo", "demo_patient"],
+    "phantom_256": ["phantom_256"],
+    "real_cxr": ["real_cxr"],
+}
+"""Recipes of stage two that go on from each of stage one."""
+
+STAGES = {"extract": (ExtractConfig, "extract.py"), "fusion": (FusionConfig, "train_fusion.py")}
+RECIPES = [(stage, path.stem) for stage in STAGES for path in sorted((ROOT / stage / "configs").glob("*.yaml"))]
+
+
+def path_of(stage, name):
+    return ROOT / stage / "configs" / f"{name}.yaml"
+
+
+def parsed(stage, name):
+    return parse_config(STAGES[stage][0], path_of(stage, name), [])[0]
+
+
+def test_every_recipe_is_run_by_the_tests_below():
+    assert {name for stage, name in RECIPES if stage == "extract"} == {*STAGE_TWO_OF, "tiny"}
+    assert {name for stage, name in RECIPES if stage == "fusion"} == {*chain(*STAGE_TWO_OF.values()), "tiny"}
+
+
+@pytest.mark.parametrize(("stage", "name"), [recipe for recipe in RECIPES if recipe[1] != "tiny"])
+def test_a_recipe_opens_with_its_purpose_its_command_and_its_hardware(stage, name):
+    lines = path_of(stage, name).read_text().splitlines()
+    note = "\n".join(line for line in lines[: next(n for n, line in enumerate(lines) if line[:1] != "#")])
+    without_arguments = f"accelerate launch {STAGES[stage][1]}\n"
+    assert f"--config {stage}/configs/{name}.yaml" in note or (name == "demo" and without_arguments in note)
+    assert "# Hardware" in note
+    if name.startswith("cxr_lt"):
+        assert "xpected cost" in note
+        assert "ublished score" in note
+    assert max(map(len, lines)) <= 130
+    parsed(stage, name)
+
+
+def train_stages(run_dir, name):
+    """A recipe of stage one and those of stage two that follow, each shrunk by tiny.yaml; the losses by stage."""
+    make_run(run_dir, num_studies=25)
+    tiny = {stage: ["--config", str(path_of(stage, "tiny")), "--run_dir", str(run_dir)] for stage in STAGES}
+    extract.train.main(["--config", str(path_of("extract", name)), *tiny["extract"]])
+    losses = {"stage_one": (run_dir / "stage_one" / "metrics.jsonl")}
+    for other in STAGE_TWO_OF[name]:
+        fusion.train.main(["--config", str(path_of("fusion", other)), *tiny["fusion"], "--retrain_single", "false"])
+        folder = yaml.safe_load(path_of("fusion", other).read_text()).get("name", "fusion")
+        losses[other] = run_dir / folder / "metrics.jsonl"
+    return {key: json.loads(path.read_text().splitlines()[0])["train_loss"] for key, path in losses.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGE_TWO_OF)
+def test_a_recipe_shrunk_by_tiny_yaml_trains_and_feeds_stage_two(tmp_path, name):
+    losses = train_stages(tmp_path / "run", name)
+    assert set(losses) == {"stage_one", *STAGE_TWO_OF[name]}
+    assert all(0 < loss < 10 for loss in losses.values())
+
+
+def built(name, num_classes):
+    """A recipe's model of stage one, on torch's meta device."""
+    config = parsed("extract", name)
+    with torch.device("meta"):
+        return ImageClassifier(
+            replace(config.backbone, pretrained=False), config.head, config.image.channels, num_classes
+        )
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["cxr_lt_2026_padchest", "cxr_lt_2026_padchest_as_coded"])
+def test_the_2026_recipes_build_the_published_model(name):
+    model = built(name, 30)
+    assert count(model) == 87_756_318
+    assert sum(value.numel() for value in model.state_dict().values()) == 87_758_367
+    config = parsed("extract", name)
+    assert (config.ema_decay, config.image.size, config.image.resize) == (0.9999, 512, "stretch")
+    assert config.image.intensity == "percentile"
+    assert config.backbone.arguments == {"drop_path_rate": 0.2}
+    assert (config.optimizer.lr * config.backbone_lr, config.freeze_lr) == (pytest.approx(1.5e-5), 1e-3)
+
+
+def test_phase_one_of_2026_has_the_backbone_that_phase_two_takes():
+    one, two = built("cxr_lt_2026_mimic", 14), built("cxr_lt_2026_padchest", 30)
+    assert count(one) == 87_692_800 + 535_054
+    shapes = [{name: value.shape for name, value in model.backbone.state_dict().items()} for model in (one, two)]
+    assert shapes[0] == shapes[1]
+    config, following = parsed("extract", "cxr_lt_2026_mimic"), parsed("extract", "cxr_lt_2026_padchest")
+    assert following.backbone.pretrained == config.run_dir / "stage_one"
+    assert config.backbone.name == following.backbone.name
+    assert (config.freeze_backbone_epochs, config.freeze_lr) == (3, 1e-3)
+    assert (config.optimizer.lr, config.optimizer.lr * config.backbone_lr) == (1e-4, pytest.approx(1e-5))
+
+
+def test_the_2023_recipes_differ_from_the_published_model_where_they_say_so():
+    one = built("cxr_lt_2023", 26)
+    published = {"backbone": 49_453_152, "conv2d": 5_309_184, "encoder": 11_027_968, "ml_decoder": 6_146_074}
+    assert count(one.backbone) == published["backbone"] + 1_536, "the final norm, which the release drops"
+    assert count(one.head) == published["ml_decoder"]
+    assert count(one) == 55_599_226 + 1_536
+    with torch.device("meta"):
+        two = FusionModel(parsed("fusion", "cxr_lt_2023").model, (32, 32, 768), 26)
+    assert count(two.project) == published["conv2d"]
+    assert count(two.head) == published["ml_decoder"]
+    wider = 2 * (2 * 768 * 1024 + 1024)  # 2 layers, 4 x 768 = 2048 + 1024 features inside
+    assert count(two.blocks) == published["encoder"] + wider
+    assert two.slot_embedding.numel() == 3_072 + 12 * 768, "16 slots for 4"
+    rest = published["backbone"] + 768 + 3_072  # padding token and 4 segments
+    assert sum(published.values()) - published["backbone"] + rest == 71_940_218
+
+
+@pytest.mark.slow
+def test_phase_two_goes_on_from_phase_one(tmp_path, capsys):
+    make_run(tmp_path / "one", num_studies=25)
+    make_run(tmp_path / "two", num_studies=25)
+    tiny = ["--config", str(path_of("extract", "tiny"))]
+    first = ["--config", str(path_of("extract", "cxr_lt_2026_mimic")), *tiny, "--run_dir", str(tmp_path / "one")]
+    extract.train.main(first)
+    second = ["--config", str(path_of("extract", "cxr_lt_2026_padchest")), *tiny, "--run_dir", str(tmp_path / "two")]
+    second += ["--backbone.pretrained", str(tmp_path / "one/stage_one"), "--epochs", "2", "--image.size", "64"]
+    extract.train.main([*second, "--freeze_backbone_epochs", "1"])
+    patients = [json.loads((tmp_path / run / "stage_one/data.json").read_text()) for run in ("one", "two")]
+    assert patients[0] == patients[1], "the same table in both phases"
+    fusion_options = ["--config", str(path_of("fusion", "cxr_lt_2026")), "--config", str(path_of("fusion", "tiny"))]
+    fusion.train.main([*fusion_options, "--run_dir", str(tmp_path / "two"), "--retrain_single", "false"])
+    assert (tmp_path / "two/fusion/metrics.json").exists()
