@@ -28,6 +28,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "numpy",
 HARMLESS_KEYS = {  # may change between two starts of one run: training does not depend on them
     *("num_workers", "run_dir", "max_rejected", "save_steps", "dry_run", "trial", "resume"),
     *("template", "test_table", "truth_dir", "bootstrap_replicates"),
+    *(f"evaluation.{name}" for name in ("augment", "slot_draws", "normal_gate", "normal_class")),
     *(f"cache.{name}" for name in ("dtype", "pool", "flip", "augmented", "shard_megabytes", "batch_size")),
 }
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was aborted", "Broken pipe")

@@ -36,6 +36,32 @@ class GroupingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How the groups of val and test are predicted once training is over, by fusion and baselines alike.
+
+    The epochs themselves are validated plainly. On a finished run the same command with other values predicts anew.
+    """
+
+    augment: bool = False
+    """Test-time augmentation: average the probabilities over all cached maps of an image, its flipped and augmented
+    ones included, all views of a group alike. Only for changes that the backbone was trained with."""
+
+    slot_draws: int = 1
+    """Average the probabilities over that many fixed assignments of views to slots; 1: the canonical order alone."""
+
+    normal_gate: Literal["off", "power", "linear"] = "off"
+    """Lower every finding by the probability p_0 of `normal_class`: power multiplies by (1 - p_0)^0.5, linear by
+    1 - 0.5 p_0."""
+
+    normal_class: str = "No Finding"
+    """The class that says that there is no finding; only for `normal_gate`."""
+
+    def __post_init__(self) -> None:
+        if self.slot_draws < 1:
+            raise ValueError(f"evaluation.slot_draws must be at least 1, got {self.slot_draws}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FusionConfig(TrainingConfig):
     """Stage two: train the fusion transformer on cached maps, compare it with baselines, write a submission.
 
@@ -59,6 +85,9 @@ class FusionConfig(TrainingConfig):
 
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
     """Which images are fused."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How val and test are predicted."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """Fusion transformer and head."""
@@ -90,5 +119,5 @@ class FusionConfig(TrainingConfig):
         for name in ("num_workers", "bootstrap_replicates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one", "trial"}:
+        if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one", "tail", "trial"}:
             raise ValueError(f"name must be a plain folder name and none of the run's others, got {self.name!r}")

@@ -132,6 +132,13 @@ def slots_in_order(num_views: int, num_slots: int) -> Int[np.ndarray, "V"]:
     return np.arange(num_views) % num_slots
 
 
+def fixed_slots(num_views: int, num_slots: int, draw: int) -> Int[np.ndarray, "V"]:
+    """The slots of one of the fixed draws at test time, alike for all groups of a size; draw 0 is the plain order."""
+    if draw == 0:
+        return slots_in_order(num_views, num_slots)
+    return shuffled_slots(num_views, num_slots, np.random.default_rng(derive_seed("test slots", draw, num_views)))
+
+
 def shuffled_slots(num_views: int, num_slots: int, rng: np.random.Generator) -> Int[np.ndarray, "V"]:
     """Slots in training: drawn without replacement, in rounds where there are more views than slots."""
     rounds = [rng.permutation(num_slots) for _ in range(-(-num_views // num_slots))]
@@ -158,11 +165,11 @@ def training_views(
     return Views(groups.ordinals[number][keep], types[keep], slots, variants)
 
 
-def evaluation_views(groups: GroupSet, number: int, num_slots: int) -> Views:
-    """One group at test time: all views in canonical order, of each the plain map."""
+def evaluation_views(groups: GroupSet, number: int, num_slots: int, variant: int = 0, draw: int = 0) -> Views:
+    """One group at test time: all views in canonical order, of each the same variant (0: the plain map)."""
     ordinals = groups.ordinals[number]
-    slots = slots_in_order(len(ordinals), num_slots)
-    return Views(ordinals, groups.view_types[number], slots, np.zeros_like(ordinals))
+    slots = fixed_slots(len(ordinals), num_slots, draw)
+    return Views(ordinals, groups.view_types[number], slots, np.full_like(ordinals, variant))
 
 
 def make_buckets(

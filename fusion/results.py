@@ -5,9 +5,12 @@ one patient bootstrap, so differences are paired. G groups, N images, C classes.
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from data.cache import FeatureCache
@@ -21,6 +24,7 @@ from extract.engine import sigmoid
 from fusion.baselines import BASELINES, baseline_groups
 from fusion.ceilings import fusion_ceiling, perception_ceiling, read_visibility
 from fusion.config import FusionConfig
+from fusion.evaluation import gate_logits, gate_normal
 from fusion.grouping import GroupSet
 from fusion.scoring import Scores, group_map, score, table_lines
 from fusion.stage_one import stage_one_logits
@@ -45,32 +49,62 @@ def write_results(
     """
     out_dir = config.run_dir / config.name
     full = read_manifest(config.run_dir / "manifest.csv")
-    for split in ("val", "test"):
-        write_split(config, out_dir, split, full.of_split(split), sets[split], logits["fusion"][split], log)
-    images = {
-        "stage-one head": {split: stage_one_logits(config.run_dir, sets[split], cache) for split in logits["fusion"]}
+    fused = {
+        split: gate_logits(values, manifest.classes, config.evaluation) for split, values in logits["fusion"].items()
     }
-    if "single" in logits:
-        images["re-trained head"] = {
-            split: in_row_order(values, sets[split]) for split, values in logits["single"].items()
-        }
-    source = max(
-        images,
-        key=lambda name: group_map(baseline_groups("mean", sigmoid(images[name]["val"]), sets["val"]), sets["val"]),
-    )
-    on_val = {name: baseline_groups(name, sigmoid(images[source]["val"]), sets["val"]) for name in BASELINES}
-    best = max(BASELINES, key=lambda name: group_map(on_val[name], sets["val"]))
-    scores: Scores = {name: baseline_groups(name, sigmoid(images[source]["test"]), sets["test"]) for name in BASELINES}
-    scores["fusion"] = sigmoid(logits["fusion"]["test"])
+    for split in ("val", "test"):
+        write_split(config, out_dir, split, full.of_split(split), sets[split], fused[split], log)
+    images = single_image_logits(config, sets, cache, logits)
+
+    def gate(probabilities: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
+        return gate_normal(probabilities, manifest.classes, config.evaluation)
+
+    def baseline(name: str, source: str, split: str) -> Float[np.ndarray, "G C"]:
+        return gate(baseline_groups(name, sigmoid(images[source][split]), sets[split]))
+
+    source = max(images, key=lambda source: group_map(baseline("mean", source, "val"), sets["val"]))
+    best = max(BASELINES, key=lambda name: group_map(baseline(name, source, "val"), sets["val"]))
+    if config.evaluation.normal_gate != "off":
+        plain = {name: baseline_groups(name, sigmoid(images[source]["val"]), sets["val"]) for name in BASELINES}
+        for line in gate_lines(config, plain | {"fusion": sigmoid(logits["fusion"]["val"])}, sets["val"], gate):
+            log(line)
+    scores: Scores = {name: baseline(name, source, "test") for name in BASELINES}
+    scores["fusion"] = sigmoid(fused["test"])
     rules = add_ceilings(config, manifest, sets, images[source], scores)
-    report = score(config, manifest, sets["test"], scores, sigmoid(images[source]["test"]), best)
+    report = score(config, manifest, sets["test"], scores, gate(sigmoid(images[source]["test"])), best)
     report |= {"baseline_head": source, "best_baseline_on_validation": best, "fusion_ceiling_rules": rules}
+    report["evaluation"] = asdict(config.evaluation)
     atomic_write(out_dir / "metrics.json", json.dumps(report, indent=1))
     lines = table_lines(report, config)
     atomic_write(out_dir / "table.txt", "\n".join(lines) + "\n")
     for line in lines:
         log(line)
     submit(config, out_dir, log)
+
+
+def single_image_logits(
+    config: FusionConfig, sets: dict[str, GroupSet], cache: FeatureCache, logits: dict[str, Logits]
+) -> dict[str, Logits]:
+    """Per head, the logits of the single images of val and test in manifest order, averaged over the same maps."""
+    variants = len(cache.identity.variants) if config.evaluation.augment else 1
+    splits = logits["fusion"]
+    images = {
+        "stage-one head": {split: stage_one_logits(config.run_dir, sets[split], cache, variants) for split in splits}
+    }
+    if "single" in logits:
+        images["re-trained head"] = {split: in_row_order(logits["single"][split], sets[split]) for split in splits}
+    return images
+
+
+def gate_lines(
+    config: FusionConfig, scores: Scores, val: GroupSet, gate: Callable[[np.ndarray], np.ndarray]
+) -> list[str]:
+    """What the normal gate does to each method on validation."""
+    changes = [
+        f"{name} {group_map(values, val):.3f} -> {group_map(gate(values), val):.3f}" for name, values in scores.items()
+    ]
+    what = f"{config.evaluation.normal_gate} gate by {config.evaluation.normal_class!r}"
+    return [f"{what}, validation mAP: {', '.join(changes)}"]
 
 
 def say_next(config: FusionConfig, log: Log) -> None:
@@ -102,21 +136,29 @@ def write_split(
 ) -> None:
     """Write ``logits_<split>.csv`` and ``predictions_<split>.csv``: a row per image, its group's values.
 
+    Args:
+        full: All images of the split, unreadable ones too.
+    """
+    images, rows = rows_of_groups(full, groups, config.grouping.by, split, log)
+    write_predictions(out_dir / f"logits_{split}.csv", images, logits[rows], full.classes)
+    # Once per group, then spread: a vectorised sigmoid may differ in the last bit between places of an array.
+    write_predictions(out_dir / f"predictions_{split}.csv", images, sigmoid(logits)[rows], full.classes)
+
+
+def rows_of_groups(full: Manifest, groups: GroupSet, by: str, split: str, log: Log) -> tuple[pd.DataFrame, list[int]]:
+    """The images that have a prediction, and the number of each one's group.
+
     An unreadable image gets the prediction of the other images of its group; without any it is left out and counted.
 
     Args:
         full: All images of the split, unreadable ones too.
     """
     number = {group_id: g for g, group_id in enumerate(groups.ids)}
-    owners = [number.get(group_id) for group_id in full.images[f"{config.grouping.by}_id"]]
+    owners = [number.get(group_id) for group_id in full.images[f"{by}_id"]]
     predicted = np.array([owner is not None for owner in owners])
     if not predicted.all():
         log(f"{split}: {(~predicted).sum()} images have no readable image in their group and no prediction")
-    rows = [owner for owner in owners if owner is not None]
-    images = full.select(predicted).images
-    write_predictions(out_dir / f"logits_{split}.csv", images, logits[rows], full.classes)
-    # Once per group, then spread: a vectorised sigmoid may differ in the last bit between places of an array.
-    write_predictions(out_dir / f"predictions_{split}.csv", images, sigmoid(logits)[rows], full.classes)
+    return full.select(predicted).images, [owner for owner in owners if owner is not None]
 
 
 def add_ceilings(

@@ -9,23 +9,52 @@ import numpy as np
 import torch
 import yaml
 from jaxtyping import Float
+from torch import nn
 
 from data.cache import FeatureCache
 from data.errors import InputError
 from data.files import sha256_file
 from extract.checkpoint import check_folder, load_tensors, load_weights
 from extract.heads import HeadConfig, build_head
+from fusion.evaluation import average_logits
 from fusion.grouping import GroupSet
 
 BATCH = 256
 
 
 @torch.inference_mode()
-def stage_one_logits(run_dir: Path, groups: GroupSet, cache: FeatureCache) -> Float[np.ndarray, "N C"]:
+def stage_one_logits(
+    run_dir: Path, groups: GroupSet, cache: FeatureCache, num_variants: int = 1
+) -> Float[np.ndarray, "N C"]:
     """Logits of every image of a split, in manifest order.
+
+    Args:
+        num_variants: Average over the first ones of an image's cached maps, as `fusion.evaluation` does; 1: plain.
 
     Raises:
         InputError: the model folder is damaged, or is not the one that made the cache.
+    """
+    head = load_head(run_dir, cache)
+    rows, ordinals = np.concatenate(groups.rows), np.concatenate(groups.ordinals)
+    if (folds := cache.index.fold[ordinals]).any():
+        raise InputError(
+            f"{cache.folder}: {(folds > 0).sum()} maps of this split come from other backbones than"
+            f" {run_dir / 'stage_one' / 'best'}; merge the caches anew, this run's first"
+        )
+    logits = np.empty((num_variants, len(rows), len(cache.identity.classes)), dtype=np.float32)
+    for variant in range(num_variants):
+        for start in range(0, len(rows), BATCH):
+            part = slice(start, start + BATCH)
+            maps = torch.from_numpy(cache.read(ordinals[part], variant)).to(torch.get_default_dtype())
+            logits[variant, rows[part]] = head(maps.flatten(1, 2)).numpy()
+    return average_logits(list(logits))
+
+
+def load_head(run_dir: Path, cache: FeatureCache) -> nn.Module:
+    """The head of the run's best single-image model, which must be the model that made the cache.
+
+    Raises:
+        InputError: it is not, or its folder is damaged.
     """
     best = run_dir / "stage_one" / "best"
     check_folder(best)
@@ -40,14 +69,4 @@ def stage_one_logits(run_dir: Path, groups: GroupSet, cache: FeatureCache) -> Fl
     weights = load_tensors(best / "model.safetensors")
     prefix = "head."
     load_weights(head, {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}, str(best))
-    rows, ordinals = np.concatenate(groups.rows), np.concatenate(groups.ordinals)
-    if (folds := cache.index.fold[ordinals]).any():
-        raise InputError(
-            f"{cache.folder}: {(folds > 0).sum()} maps of this split come from other backbones than {best}; merge the"
-            " caches anew, this run's first"
-        )
-    logits = np.empty((len(rows), len(cache.identity.classes)), dtype=np.float32)
-    for start in range(0, len(rows), BATCH):
-        maps = torch.from_numpy(cache.read(ordinals[start : start + BATCH])).to(torch.get_default_dtype())
-        logits[rows[start : start + BATCH]] = head(maps.flatten(1, 2)).numpy()
-    return logits
+    return head

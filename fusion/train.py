@@ -32,6 +32,7 @@ from extract.losses import multilabel_loss, prevalence
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
 from fusion.config import FusionConfig
+from fusion.evaluation import average_logits, evaluation_passes
 from fusion.grouping import (
     Bucket,
     GroupSet,
@@ -45,6 +46,7 @@ from fusion.grouping import (
 )
 from fusion.model import FusionModel
 from fusion.results import say_next, write_results
+from fusion.scoring import group_map
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -159,9 +161,28 @@ def train_and_predict(
             finish_epoch(state, config, scores, stage_dir, model_files, log, time.monotonic() - started)
             stop.leave_if_asked(accelerator, log)
     state.load_best(stage_dir)
-    return {
-        split: predict_groups(config, sets[split], cache, state.plain_model, accelerator) for split in ("val", "test")
+    return predict_finally(config, sets, cache, state.plain_model, accelerator, log)
+
+
+def predict_finally(
+    config: FusionConfig,
+    sets: dict[str, GroupSet],
+    cache: FeatureCache,
+    model: nn.Module,
+    accelerator: Accelerator,
+    log: Log,
+) -> dict[str, Float[np.ndarray, "G C"]]:
+    """Logits of val and test, averaged over the passes that the configuration asks for."""
+    passes = evaluation_passes(config.evaluation, len(cache.identity.variants))
+    parts = {
+        split: [predict_groups(config, sets[split], cache, model, accelerator, *one) for one in passes]
+        for split in ("val", "test")
     }
+    logits = {split: average_logits(values) for split, values in parts.items()}
+    if len(passes) > 1:
+        plain, mean = (group_map(sigmoid(values), sets["val"]) for values in (parts["val"][0], logits["val"]))
+        log(f"mean of {len(passes)} passes: validation mAP {plain:.3f} -> {mean:.3f}")
+    return logits
 
 
 def build_state(config: FusionConfig, cache: FeatureCache, num_classes: int, accelerator: Accelerator) -> TrainingState:
@@ -247,11 +268,22 @@ def forward(
 
 @torch.inference_mode()
 def predict_groups(
-    config: FusionConfig, groups: GroupSet, cache: FeatureCache, model: nn.Module, accelerator: Accelerator
+    config: FusionConfig,
+    groups: GroupSet,
+    cache: FeatureCache,
+    model: nn.Module,
+    accelerator: Accelerator,
+    variant: int = 0,
+    draw: int = 0,
 ) -> Float[np.ndarray, "G C"]:
-    """Logits of all groups with all their views, on every process, in the order of the set."""
+    """Logits of all groups with all their views, on every process, in the order of the set.
+
+    Args:
+        variant: Which of an image's cached maps.
+        draw: Which of the fixed assignments to slots.
+    """
     own = np.arange(len(groups))[accelerator.process_index :: accelerator.num_processes]
-    views = [evaluation_views(groups, int(number), config.model.num_slots) for number in own]
+    views = [evaluation_views(groups, int(number), config.model.num_slots, variant, draw) for number in own]
     buckets = list(make_buckets(own, views, config.max_views_per_forward or 4 * config.batch_size))
     model.eval()
     plans = ((bucket, *maps_of([bucket])) for bucket in buckets)
