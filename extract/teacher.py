@@ -52,12 +52,15 @@ def load_teacher(folder: Path) -> Teacher:
     if missing:
         raise InputError(f"{best}: {missing[0]} is missing; wanted a folder that extract.py wrote, runs/x/stage_one")
     check_folder(best)
+    weights = load_tensors(best / "model.safetensors")
+    if not any(name.startswith("backbone.") for name in weights):
+        raise InputError(f"{best}: this model has no backbone; wanted a folder that extract.py wrote, runs/x/stage_one")
     config, _ = parse_config(ExtractConfig, best / "config.yaml", [])
     image = Preprocessing.from_dict(load_json(best / "preprocessing.json"))
     config = replace(config, image=image, backbone=replace(config.backbone, pretrained=False))
     classes = tuple(load_json(best / "classes.json")["classes"])
     model = ImageClassifier(config.backbone, config.head, image.channels, len(classes))
-    load_weights(model, load_tensors(best / "model.safetensors"), str(best))
+    load_weights(model, weights, str(best))
     data = best.parent / "data.json"
     trained = frozenset(load_json(data)["trained_patients"]) if data.is_file() else None
     return Teacher(model, config, classes, load_json(best / "digests.json")["model.safetensors"], trained)
