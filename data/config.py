@@ -18,11 +18,11 @@ MAX_YAML_BYTES = 64 * 1024
 MAX_BRACKETS = 500  # thousands of nested ones keep a YAML reader busy for minutes
 
 
-def parse_config(config_class: type[Config], base: Path, argv: list[str] | None = None) -> tuple[Config, str]:
+def parse_config(config_class: type[Config], base: Path | None, argv: list[str] | None = None) -> tuple[Config, str]:
     """Read a frozen dataclass from ``--config a.yaml --config b.yaml --section.key value``, the last one winning.
 
     Args:
-        base: The file read where the command line names none: the embedded default.
+        base: The file read where the command line names none: the embedded default. None: the dataclass's defaults.
 
     Returns:
         The config, and the resolved YAML to be saved beside whatever the run writes.
@@ -34,7 +34,7 @@ def parse_config(config_class: type[Config], base: Path, argv: list[str] | None 
     parser.add_class_arguments(config_class)
     words = spell_out_flags(sys.argv[1:] if argv is None else argv, config_class)
     try:
-        if not config_files(words):
+        if base is not None and not config_files(words):
             words = ["--config", str(base), *words]
         for path in config_files(words):
             check_yaml(path, config_class)

@@ -105,10 +105,11 @@ def parse_label(text: str) -> float | None:
 
 
 def label_text(labels: Float32[np.ndarray, "N C"]) -> np.ndarray:
-    """Labels as text, (N, C) of `object`; nine significant digits read back as the same float32."""
+    """Labels as text, (N, C) of `object`; a soft one in the fewest digits that read back as the same float32."""
     text = np.full(labels.shape, "", dtype=object)
     text[labels == 0] = "0"
     text[labels == 1] = "1"
     soft = (labels != 0) & (labels != 1) & ~np.isnan(labels)
-    text[soft] = [format(value, ".9g") for value in labels[soft].tolist()]
+    values, places = np.unique(labels[soft], return_inverse=True)
+    text[soft] = np.array([str(value) for value in values], dtype=object)[places]
     return text
