@@ -6,7 +6,7 @@ Every random draw of a run (order, augmentation, slots, dropout) comes from `der
 
 import hashlib
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from jaxtyping import Integer
@@ -86,5 +86,4 @@ def rank_share(batch: Batch, rank: int, num_processes: int, cost: np.ndarray | N
         lightest = int(np.argmin(open_loads))
         shares[lightest].append(int(position))
         loads[lightest] += cost[position]
-    chosen: np.ndarray = np.sort(np.array(shares[rank], dtype=int))
-    return batch[chosen]
+    return cast(Batch, batch[np.sort(np.array(shares[rank], dtype=int))])

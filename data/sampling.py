@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from data.errors import InputError
 from data.order import Draws, derive_seed, epoch_batches, first_visits
 
+SamplerKind = Literal["none", "repeat_factor", "class_aware", "square_root", "co_occurrence", "repeat_factor_as_coded"]
 GOLDEN = (5**0.5 - 1) / 2
 MOST_CODED_COPIES = 10
 
@@ -26,12 +27,10 @@ MOST_CODED_COPIES = 10
 class SamplerConfig:
     """Which training items an epoch visits, and how often. Validation and test are never sampled."""
 
-    kind: Literal["none", "repeat_factor", "class_aware", "square_root", "co_occurrence", "repeat_factor_as_coded"] = (
-        "none"
-    )
-    """none: each item once. repeat_factor: items of rare classes more often (LVIS). class_aware: a class at random, then
-    an item of it. square_root: the same, classes drawn by the root of their size. co_occurrence: as class_aware, but
-    several labels of an item count as one. repeat_factor_as_coded: a published variant, for comparison only."""
+    kind: SamplerKind = "none"
+    """none: each item once. repeat_factor: items of rare classes more often (LVIS). class_aware: a class at random,
+    then an item of it. square_root: the same, classes drawn by the root of their size. co_occurrence: as class_aware,
+    but several labels of an item count as one. repeat_factor_as_coded: a published variant, for comparison only."""
 
     threshold: float = 0.01
     """Frequency of a class, in (0, 1], below which repeat_factor repeats its items."""

@@ -84,7 +84,7 @@ def trial_manifest(config: FusionConfig, manifest: Manifest, cache: FeatureCache
 
 
 def trial_config(config: FusionConfig, folder: Path) -> FusionConfig:
-    """The same choices for one epoch in the trial's folder, each group once; the submission has the table's own rows."""
+    """The same choices for one epoch in the trial's folder, each group once; the submission has the table's rows."""
     return replace(
         config,
         run_dir=folder,

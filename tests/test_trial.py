@@ -12,8 +12,6 @@ import pytest
 import safetensors.torch
 import torch
 
-import extract.train
-import extract.trial
 from data.manifest import Manifest, read_manifest, write_manifest
 from data.order import epoch_batches
 from data.predictions import read_predictions

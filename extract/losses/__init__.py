@@ -26,8 +26,9 @@ class LossConfig:
     """Loss of a training stage."""
 
     kind: Literal["weighted_asl", "asl", "weighted_bce", "bce", "focal", "db", "db_margin", "ldam"] = "weighted_asl"
-    """CheXFusion's weighted asymmetric loss, its parts, or plain binary cross-entropy; focal loss; distribution-balanced
-    loss (db) and what a CXR-LT 2026 entry calls by that name (db_margin); label-aware margins (ldam)."""
+    """CheXFusion's weighted asymmetric loss, its parts, or plain binary cross-entropy; focal loss;
+    distribution-balanced loss (db) and what a CXR-LT 2026 entry calls by that name (db_margin); label-aware margins
+    (ldam)."""
 
     gamma_neg: float = 4.0
     """Focusing exponent for negatives, >= 0 (asl)."""

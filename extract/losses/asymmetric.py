@@ -1,4 +1,4 @@
-"""Asymmetric loss, and what it becomes with other settings: focal loss and binary cross-entropy. B samples, C classes."""
+"""Asymmetric loss, and what other settings make of it: focal loss, binary cross-entropy. B samples, C classes."""
 
 import torch
 from jaxtyping import Float
@@ -11,9 +11,10 @@ def asymmetric_terms(
 ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]:
     """Cost of a positive and of a negative (Ben-Baruch et al., arXiv 2009.14119, eq. 4, 5 and 7).
 
-    With equal gammas and margin 0 it is the focal loss (Lin et al., arXiv 1708.02002, eq. 4; alpha of its eq. 5 is the caller's), with gammas 0 the binary
-    cross-entropy. Log-sigmoids instead of clamped probabilities let a positive with a very low logit keep its gradient.
-    With a margin, a negative with a very high logit has none, as eq. 5 wants it: its p_m stays at 1 - margin.
+    With equal gammas and margin 0 it is the focal loss (Lin et al., arXiv 1708.02002, eq. 4; alpha of its eq. 5 is the
+    caller's), with gammas 0 the binary cross-entropy. Log-sigmoids instead of clamped probabilities let a positive with
+    a very low logit keep its gradient. With a margin, a negative with a very high logit has none, as eq. 5 wants it:
+    its p_m stays at 1 - margin.
 
     Args:
         x: Logits.
