@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from data.demo import DEMO_RUN, ensure_manifest
 from data.errors import InputError
 from data.manifest import SPLITS, Manifest, read_manifest
-from data.order import epoch_batches
 from data.runs import Log
 from data.shards import bytes_per_image
 from data.views import VIEWS
@@ -26,7 +25,7 @@ from extract.estimate import pooled
 from extract.observe import FirstStep, aligned, bytes_text, measure_parts, observe_step, part_lines, step_lines
 from extract.options import OptimizerConfig
 from extract.resume import StopSignal, TrainingState
-from extract.train import build_state, train_one_epoch
+from extract.train import build_state, train_one_epoch, training_batches
 
 PARTS = {"backbone": "BHWD", "head": "BC"}
 """Parts of the model in the order of the forward pass, with the axes of what they return."""
@@ -52,7 +51,7 @@ def dry_run(config: ExtractConfig, accelerator: Accelerator) -> None:
     step = first_step(config, train_set, state, picture)
     if not accelerator.is_main_process:
         return
-    steps = len(epoch_batches(len(train_set), config.batch_size, config.seed, 0))
+    steps = len(training_batches(config, train_set, epoch=0))
     lines = ["dry run of stage one: trains nothing, keeps nothing", "", *data_lines(manifest)]
     lines += [epochs_line(len(manifest.classes), config.epochs, steps, config.batch_size, "images", accelerator)]
     cost = measure_parts(state.plain_model, step.inputs, PARTS)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.config import parse_config
+from data.config import default_values, parse_config
 from data.errors import InputError
 from data.files import atomic_write, sha256_file
 from data.runs import keep_config, run_command
@@ -70,7 +70,7 @@ def import_weights(
     backbone = replace(config.backbone, pretrained=False)  # every weight comes from the file
     model = ImageClassifier(backbone, config.head, config.image.channels, len(classes))
     load_published(model, load_tensors(path), str(path))
-    keep_config(stage_dir, resolved_yaml)
+    keep_config(stage_dir, resolved_yaml, default_values(ExtractConfig))
     atomic_write(stage_dir / "data.json", json.dumps({"digest": "", "trained_patients": []}))  # nobody knows them
     save_folder(
         stage_dir / "best",

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.errors import InputError
 from data.images import read_image
 from data.manifest import Manifest
-from data.order import derive_seed
+from data.order import Draws, visit_seed
 from data.transforms import Augmentation, Preprocessing
 
 SECONDS_TO_SAVE = 25
@@ -114,6 +114,7 @@ def plain_requests(rows: np.ndarray, batch_size: int) -> list[list[Request]]:
     return [[(int(row), 0) for row in rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
 
 
-def augmented_requests(rows: np.ndarray, seed: int, epoch: int) -> list[Request]:
-    """Rows with their augmentation seeds of this epoch."""
-    return [(int(row), derive_seed("augment", seed, epoch, int(row))) for row in rows]
+def augmented_requests(draws: Draws, seed: int, epoch: int) -> list[Request]:
+    """Rows with their augmentation seeds of this epoch; a row's second visit is augmented differently."""
+    pairs = zip(draws.items.tolist(), draws.copies.tolist(), strict=True)
+    return [(row, visit_seed("augment", seed, epoch, row, copy)) for row, copy in pairs]

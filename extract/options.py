@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data.sampling import SamplerConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -89,6 +91,9 @@ class TrainingConfig:
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and schedule."""
+
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Which training images (stage one) or groups (stage two) an epoch visits, and how often."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):

@@ -20,9 +20,10 @@ from data.demo import ensure_manifest
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
 from data.metrics import summary
-from data.order import derive_seed, epoch_batches, rank_share
+from data.order import Draws, derive_seed, rank_share
 from data.plots import plot_batch
 from data.runs import Log, keep_config, run_command, write_environment
+from data.sampling import epoch_draws
 from data.scan import scan_images
 from extract.backbone import ImageClassifier
 from extract.cache import keep_training_data, write_cache
@@ -31,7 +32,7 @@ from extract.config import ExtractConfig
 from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
 from extract.foreign import is_imported
 from extract.images import ImageDataset, augmented_requests, load_batches, plain_requests
-from extract.losses import multilabel_loss, prevalence
+from extract.losses import class_statistics, multilabel_loss
 from extract.phases import former_patients, refuse_former_patients
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
@@ -152,11 +153,11 @@ def train_one_epoch(
     """The optimizer steps of one epoch, from where the state stands to its end, or to the step after a stop signal."""
     accelerator, progress = state.accelerator, state.progress
     epoch, rank = progress.epoch, accelerator.process_index
-    batches = epoch_batches(len(train_set), config.batch_size, config.seed, epoch)
+    batches = training_batches(config, train_set, epoch)
     plan = [sub_batches(batch, rank, accelerator.num_processes, config) for batch in batches[progress.step :]]
-    requests = [augmented_requests(rows, config.seed, epoch) for parts in plan for rows, _ in parts]
+    requests = [augmented_requests(draws, config.seed, epoch) for parts in plan for draws, _ in parts]
     images = load_batches(ImageDataset(train_set, config.image, config.augmentation), requests, config.num_workers)
-    class_prevalence = prevalence(train_set.labels).to(accelerator.device)
+    statistics = class_statistics(train_set.labels).to(accelerator.device)
 
     def sub_loss(rows: np.ndarray, counts: bool, num_known: int) -> Tensor:
         pixels = on_device(next(images), config, accelerator)
@@ -167,7 +168,7 @@ def train_one_epoch(
             targets = torch.full_like(targets, float("nan"))
         with accelerator.autocast():
             logits = state.model(pixels)
-        return multilabel_loss(logits, targets, class_prevalence, config.loss) / num_known
+        return multilabel_loss(logits, targets, statistics, config.loss, epoch / config.epochs) / num_known
 
     optimizer, first_epoch, num_epochs = config.phase(epoch)
     model, frozen = state.plain_model, epoch < config.freeze_backbone_epochs
@@ -176,9 +177,10 @@ def train_one_epoch(
     state.model.train()
     for batch, parts in zip(log.progress(batches[progress.step :], f"epoch {epoch + 1}"), plan, strict=True):
         seed_step(config.seed, epoch, progress.step, rank)
-        num_known = max(1, int((~np.isnan(train_set.labels[batch])).sum()))  # every process knows the global batch
-        losses = [partial(sub_loss, rows, counts, num_known) for rows, counts in parts]
-        names = train_set.images["image_id"].iloc[batch].tolist()
+        known = ~np.isnan(train_set.labels[batch.items])  # every process knows the global batch
+        num_known = max(1, int(known.sum()))
+        losses = [partial(sub_loss, draws.items, counts, num_known) for draws, counts in parts]
+        names = train_set.images["image_id"].iloc[batch.items].tolist()
         total_step, total_steps = (epoch - first_epoch) * len(batches) + progress.step, num_epochs * len(batches)
         take_step(state, losses, optimizer, total_step, total_steps, names, frozen)
         progress.step += 1
@@ -188,9 +190,13 @@ def train_one_epoch(
             state.save(stage_dir, model_files)
 
 
-def sub_batches(
-    batch: np.ndarray, rank: int, num_processes: int, config: ExtractConfig
-) -> list[tuple[np.ndarray, bool]]:
+def training_batches(config: ExtractConfig, train_set: Manifest, epoch: int) -> list[Draws]:
+    """The global batches of an epoch."""
+    sources = train_set.images["source"].tolist()
+    return epoch_draws(config.sampler, train_set.labels, sources, config.batch_size, config.seed, epoch)
+
+
+def sub_batches(batch: Draws, rank: int, num_processes: int, config: ExtractConfig) -> list[tuple[Draws, bool]]:
     """This process's parts of a global batch, and whether they count.
 
     A process without a share runs one image of the batch at weight 0, so that all processes meet in every step.

@@ -20,8 +20,9 @@ from accelerate import Accelerator
 from data.config import default_values
 from data.lock import locked
 from data.manifest import Manifest, read_manifest, write_manifest
-from data.order import epoch_batches
+from data.order import epoch_batches, first_visits
 from data.runs import Log, keep_config, read_metrics
+from data.sampling import SamplerConfig, epoch_length
 from extract.cache import load_best, write_cache
 from extract.config import ExtractConfig
 from extract.dry_run import frozen_throughout, require_manifest
@@ -45,6 +46,8 @@ def trial(config: ExtractConfig, resolved_yaml: str, accelerator: Accelerator) -
     require_manifest(config.run_dir)
     full = read_manifest(config.run_dir / "manifest.csv")
     full.require_splits()
+    train_set, num_val = full.of_split("train"), len(full.of_split("val"))
+    num_train = epoch_length(config.sampler, train_set.labels, train_set.images["source"].tolist())
     folder, main = config.run_dir / "trial", accelerator.is_main_process
     with locked(folder) if main else nullcontext():
         if main:
@@ -55,8 +58,6 @@ def trial(config: ExtractConfig, resolved_yaml: str, accelerator: Accelerator) -
         log = Log(folder, main)
         log.start("trial of stage one", accelerator.num_processes, accelerator.device.type)
         measured = measure(trial_config(config, folder), resolved_yaml, accelerator, log)
-        splits = full.images["split"]
-        num_train, num_val = int((splits == "train").sum()), int((splits == "val").sum())
         estimate = make_estimate(config, measured, len(full), num_train, num_val, accelerator.num_processes)
         for line in ["", *report(config, measured, estimate, num_train)]:
             log(line)
@@ -94,10 +95,18 @@ def first_of_several_patients(patient_ids: list[str], count: int) -> np.ndarray:
 
 
 def trial_config(config: ExtractConfig, folder: Path) -> ExtractConfig:
-    """The same choices for one epoch in the trial's folder."""
-    average_from = min(config.average_from, 1)
-    config = replace(config, freeze_backbone_epochs=frozen_throughout(config))  # otherwise its later, costlier epochs
-    return replace(config, run_dir=folder, epochs=1, patience=0, average_from=average_from, resume=None, trial=False)
+    """The same choices for one epoch in the trial's folder, each image once: two batches need not hold all sources."""
+    return replace(
+        config,
+        run_dir=folder,
+        epochs=1,
+        patience=0,
+        average_from=min(config.average_from, 1),
+        resume=None,
+        trial=False,
+        freeze_backbone_epochs=frozen_throughout(config),  # otherwise its later, costlier epochs
+        sampler=SamplerConfig(),
+    )
 
 
 def measure(config: ExtractConfig, resolved_yaml: str, accelerator: Accelerator, log: Log) -> Measured:
@@ -145,7 +154,7 @@ def timed(run: Callable[[], Result]) -> tuple[float, Result]:
 def decode_seconds(config: ExtractConfig, train_set: Manifest) -> float:
     """Seconds per training image in one process with one thread: what a worker needs."""
     dataset = ImageDataset(train_set, config.image, config.augmentation)
-    requests = augmented_requests(np.arange(min(DECODED, len(train_set))), config.seed, epoch=0)
+    requests = augmented_requests(first_visits(np.arange(min(DECODED, len(train_set)))), config.seed, epoch=0)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

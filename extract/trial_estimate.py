@@ -72,6 +72,9 @@ def make_estimate(
 
     Two batches come from workers that had nothing else to do. In a long run a step takes as long as the slower of
     network and workers, which have one image after the other to decode.
+
+    Args:
+        num_train: Training images that an epoch visits, repeated ones counted.
     """
     workers = min(config.num_workers, os.cpu_count() or 1)
     steps = config.epochs * -(-num_train // config.batch_size)

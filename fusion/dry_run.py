@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 from data.cache import FeatureCache
 from data.manifest import read_manifest
-from data.order import epoch_batches
 from data.runs import Log
 from data.storage import decode_maps
 from data.views import VIEWS
@@ -26,7 +25,7 @@ from extract.observe import FirstStep, aligned, bytes_text, measure_parts, obser
 from extract.resume import TrainingState
 from fusion.config import FusionConfig
 from fusion.grouping import GroupSet, cached_manifest, make_groups
-from fusion.train import build_state, plan_steps, refuse_trained_patients, train_one_epoch
+from fusion.train import build_state, plan_steps, refuse_trained_patients, train_one_epoch, training_batches
 
 MOST_ROWS, MOST_COLUMNS = 6, 8
 """Groups and views in the picture."""
@@ -52,7 +51,7 @@ def dry_run(config: FusionConfig, accelerator: Accelerator) -> None:
         return
     picture = config.run_dir / "dry_run_groups.jpg"
     plot_groups(first_groups(config, sets["train"], cache, accelerator), sets["train"], manifest.classes, picture)
-    steps = len(epoch_batches(len(sets["train"]), config.batch_size, config.seed, 0))
+    steps = len(training_batches(config, sets["train"], epoch=0))
     lines = ["dry run of stage two: trains nothing, keeps nothing", "", *data_lines(manifest), *group_lines(sets)]
     lines += [epochs_line(len(manifest.classes), config.epochs, steps, config.batch_size, "groups", accelerator)]
     parts = parts_of(config)
@@ -102,7 +101,7 @@ def first_groups(
     config: FusionConfig, groups: GroupSet, cache: FeatureCache, accelerator: Accelerator
 ) -> dict[int, list[View]]:
     """The first groups of the first batch, as training sees them: number in the set, and views by slot."""
-    batch = epoch_batches(len(groups), config.batch_size, config.seed, epoch=0)[0]
+    batch = training_batches(config, groups, epoch=0)[0]
     plans = plan_steps(config, groups, [batch], 0, len(cache.identity.variants), accelerator)
     ((buckets, _), stored), *_ = cache.stream(plans, torch.device("cpu"), 1)
     views: dict[int, list[View]] = {}
@@ -112,7 +111,7 @@ def first_groups(
         for place, number in enumerate(bucket.groups.tolist()):
             slots, types = bucket.slots[place].tolist(), [VIEWS[t] for t in bucket.view_types[place].tolist()]
             views[number] = sorted(zip(slots, types, pictures[place], strict=True), key=lambda view: view[0])
-    own = [number for number in batch.tolist() if number in views]
+    own = [number for number in batch.items.tolist() if number in views]
     return {number: views[number] for number in own[:MOST_ROWS]}
 
 

@@ -17,7 +17,7 @@ from data.cache import FeatureCache
 from data.errors import InputError
 from data.groups import group_images
 from data.manifest import Manifest
-from data.order import derive_seed
+from data.order import derive_seed, visit_seed
 from data.views import VIEWS
 from fusion.config import GroupingConfig
 
@@ -40,6 +40,8 @@ class GroupSet:
     """Their maps in the cache."""
     view_types: list[np.ndarray]
     """Numbers into `VIEWS`."""
+    sources: list[str]
+    """Where each group comes from: the manifest's `source` of its first view."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,8 +63,15 @@ def make_groups(manifest: Manifest, cache: FeatureCache, config: GroupingConfig)
     types = np.array([VIEWS.index(view) for view in manifest.images["view"]], dtype=int)
     content = cache.index.content[ordinal]
     rows = [members[np.lexsort([content[members], types[members]])] for members in groups.rows]
+    source = manifest.images["source"].to_numpy(dtype=str)
     return GroupSet(
-        groups.ids, groups.patient_ids, groups.labels, rows, [ordinal[r] for r in rows], [types[r] for r in rows]
+        ids=groups.ids,
+        patient_ids=groups.patient_ids,
+        labels=groups.labels,
+        rows=rows,
+        ordinals=[ordinal[r] for r in rows],
+        view_types=[types[r] for r in rows],
+        sources=[str(source[r[0]]) for r in rows],
     )
 
 
@@ -80,6 +89,7 @@ def single_images(groups: GroupSet) -> GroupSet:
         rows=apart(groups.rows),
         ordinals=apart(groups.ordinals),
         view_types=apart(groups.view_types),
+        sources=[groups.sources[g] for g in owner],
     )
 
 
@@ -153,9 +163,10 @@ def training_views(
     seed: int,
     epoch: int,
     num_variants: int = 1,
+    copy: int = 0,
 ) -> Views:
-    """One group at one visit, a pure function of (seed, epoch, group)."""
-    rng = np.random.default_rng(derive_seed("views", seed, epoch, groups.ids[number]))
+    """One group at one visit, a pure function of (seed, epoch, group, which visit of the epoch)."""
+    rng = np.random.default_rng(visit_seed("views", seed, epoch, groups.ids[number], copy))
     num_views = len(groups.ordinals[number])
     keep = rng.random(num_views) >= config.view_dropout
     keep[rng.integers(num_views)] |= not keep.any()

@@ -21,14 +21,15 @@ from data.errors import InputError
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
 from data.metrics import summary
-from data.order import derive_seed, epoch_batches, rank_share
+from data.order import Draws, derive_seed, rank_share
 from data.runs import Log, keep_config, run_command
+from data.sampling import epoch_draws
 from data.shards import CacheIdentity, patient_hash
 from data.storage import decode_maps
 from extract.cache import keep_training_data
 from extract.checkpoint import Content
 from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
-from extract.losses import multilabel_loss, prevalence
+from extract.losses import class_statistics, multilabel_loss
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
 from fusion.config import FusionConfig
@@ -204,15 +205,15 @@ def train_one_epoch(
 ) -> None:
     """The optimizer steps of one epoch, from where the state stands to its end, or to the step after a stop signal."""
     accelerator, progress, epoch = state.accelerator, state.progress, state.progress.epoch
-    batches = epoch_batches(len(groups), config.batch_size, config.seed, epoch)
-    class_prevalence = prevalence(groups.labels).to(accelerator.device)
+    batches = training_batches(config, groups, epoch)
+    statistics = class_statistics(groups.labels).to(accelerator.device)
 
     def sub_loss(bucket: Bucket, stored: Tensor, counts: bool, num_known: int) -> Tensor:
         targets = torch.from_numpy(groups.labels[bucket.groups]).to(accelerator.device)
         if not counts:
             targets = torch.full_like(targets, float("nan"))
         logits = forward(state.model, bucket, stored, cache.identity, accelerator)
-        return multilabel_loss(logits, targets, class_prevalence, config.loss) / num_known
+        return multilabel_loss(logits, targets, statistics, config.loss, epoch / config.epochs) / num_known
 
     state.model.train()
     todo = batches[progress.step :]
@@ -220,10 +221,11 @@ def train_one_epoch(
     steps = cache.stream(plans, accelerator.device, config.num_workers)
     for batch, ((buckets, counts), stored) in zip(log.progress(todo, f"epoch {epoch + 1}"), steps, strict=True):
         seed_step(config.seed, epoch, progress.step, accelerator.process_index)
-        num_known = max(1, int((~np.isnan(groups.labels[batch])).sum()))  # every process knows the global batch
+        known = ~np.isnan(groups.labels[batch.items])  # every process knows the global batch
+        num_known = max(1, int(known.sum()))
         parts = zip(buckets, stored.split([bucket.ordinals.size for bucket in buckets]), strict=True)
         losses = [partial(sub_loss, bucket, part, counts, num_known) for bucket, part in parts]
-        total_step, names = epoch * len(batches) + progress.step, [groups.ids[number] for number in batch]
+        total_step, names = epoch * len(batches) + progress.step, [groups.ids[number] for number in batch.items]
         take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), names)
         progress.step += 1
         if stop.agreed(accelerator):
@@ -232,10 +234,15 @@ def train_one_epoch(
             state.save(stage_dir, model_files)
 
 
+def training_batches(config: FusionConfig, groups: GroupSet, epoch: int) -> list[Draws]:
+    """The global batches of an epoch."""
+    return epoch_draws(config.sampler, groups.labels, groups.sources, config.batch_size, config.seed, epoch)
+
+
 def plan_steps(
     config: FusionConfig,
     groups: GroupSet,
-    batches: list[np.ndarray],
+    batches: list[Draws],
     epoch: int,
     num_variants: int,
     accelerator: Accelerator,
@@ -245,13 +252,13 @@ def plan_steps(
     A process without a share runs one group of the batch at weight 0, so that all processes meet in every step.
     """
     for batch in batches:
-        share = rank_share(batch, accelerator.process_index, accelerator.num_processes, groups.num_views[batch])
-        numbers = share if len(share) else batch[:1]
+        share = rank_share(batch, accelerator.process_index, accelerator.num_processes, groups.num_views[batch.items])
+        draws = share if len(share) else batch[:1]
         views = [
-            training_views(groups, int(n), config.grouping, config.model.num_slots, config.seed, epoch, num_variants)
-            for n in numbers
+            training_views(groups, n, config.grouping, config.model.num_slots, config.seed, epoch, num_variants, copy)
+            for n, copy in zip(draws.items.tolist(), draws.copies.tolist(), strict=True)
         ]
-        buckets = list(make_buckets(numbers, views, config.max_views_per_forward))
+        buckets = list(make_buckets(draws.items, views, config.max_views_per_forward))
         yield (buckets, bool(len(share))), *maps_of(buckets)
 
 

@@ -17,6 +17,7 @@ from data.lock import locked
 from data.manifest import SPLITS, Manifest, read_manifest, write_manifest
 from data.order import epoch_batches
 from data.runs import Log
+from data.sampling import SamplerConfig, epoch_length
 from data.submission import write_submission
 from extract.observe import peak_memory
 from extract.trial import NUM_BATCHES, empty, first_of_several_patients, folder_bytes, step_seconds, timed
@@ -43,6 +44,7 @@ def trial(config: FusionConfig, resolved_yaml: str, accelerator: Accelerator) ->
     manifest = cached_manifest(read_manifest(source / "manifest.csv"), cache)
     manifest.require_splits()
     refuse_trained_patients(manifest, cache)
+    counts = count(full, config)
     folder, main = config.run_dir / "trial" / config.name, accelerator.is_main_process
     with locked(folder) if main else nullcontext():
         if main:
@@ -55,7 +57,7 @@ def trial(config: FusionConfig, resolved_yaml: str, accelerator: Accelerator) ->
     run(small, resolved_yaml, last_words=False)  # takes the folder's lock for itself
     peak = peak_memory()
     measured = measure(small, cache, peak, accelerator)
-    for line in ["", *report(config, measured, count(full, config), source)]:
+    for line in ["", *report(config, measured, counts, source)]:
         log(line)
 
 
@@ -82,7 +84,7 @@ def trial_manifest(config: FusionConfig, manifest: Manifest, cache: FeatureCache
 
 
 def trial_config(config: FusionConfig, folder: Path) -> FusionConfig:
-    """The same choices for one epoch in the trial's folder; the submission has the form of the table's own rows."""
+    """The same choices for one epoch in the trial's folder, each group once; the submission has the table's rows."""
     return replace(
         config,
         run_dir=folder,
@@ -91,6 +93,7 @@ def trial_config(config: FusionConfig, folder: Path) -> FusionConfig:
         average_from=min(config.average_from, 1),
         resume=None,
         trial=False,
+        sampler=SamplerConfig(),
         template=None,
         test_table=None,
         truth_dir=None,
@@ -148,9 +151,16 @@ def measure_training(
 
 
 def count(full: Manifest, config: FusionConfig) -> Counts:
-    """Groups and images of each split of the whole manifest."""
-    groups = {}
+    """Groups and images of each split of the whole manifest; of train, those that an epoch visits."""
+    groups, images = {}, {}
     for split in SPLITS:
         part = full.of_split(split)
-        groups[split] = len(group_images(part, config.grouping.by, config.grouping.study_labels).ids)
-    return Counts(groups, {split: int((full.images["split"] == split).sum()) for split in SPLITS})
+        found = group_images(part, config.grouping.by, config.grouping.study_labels)
+        groups[split], images[split] = len(found.ids), len(part)
+        if split == "train":
+            views = [len(rows) for rows in found.rows]
+            sources = part.images["source"].iloc[[rows[0] for rows in found.rows]].tolist()
+            groups[split] = epoch_length(config.sampler, found.labels, sources)
+            every, owners = np.repeat(found.labels, views, axis=0), np.repeat(sources, views).tolist()
+            images[split] = epoch_length(config.sampler, every, owners)
+    return Counts(groups, images)

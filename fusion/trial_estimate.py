@@ -40,7 +40,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Counts:
-    """Size of the full run, per split."""
+    """Size of the full run, per split; of train, what an epoch visits, repeated ones counted."""
 
     groups: dict[str, int]
     images: dict[str, int]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, GROUPING, TRAIN = "fusion/model.py", "fusion/grouping.py", "fusion/train.py"
-DECODER, LOSSES = "extract/heads/ml_decoder.py", "extract/losses.py"
+DECODER, LOSSES = "extract/heads/ml_decoder.py", "extract/losses/__init__.py"
 TESTS = ["tests/test_fusion_model.py", "tests/test_grouping.py"]
 HEAD_TESTS = ["tests/test_heads.py", "tests/test_losses.py"]
 
@@ -119,8 +119,8 @@ BREAKS = [
         6,
         "probabilities of the loss taken in half precision",
         LOSSES,
-        "x = logits.float()",
-        "x = -torch.log(1 / logits.sigmoid() - 1)",
+        "else logits.float()",
+        "else -torch.log(1 / logits.sigmoid() - 1)",
     ),
 ]
 

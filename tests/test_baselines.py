@@ -17,7 +17,7 @@ def group_set(sizes, seed=0):
     types = [np.sort(rng.integers(len(VIEWS), size=n)) for n in sizes]
     labels = (rng.random((len(sizes), C)) < 0.4).astype(np.float32)
     names = [f"g{g}" for g in range(len(sizes))]
-    return GroupSet(names, names, labels, rows, rows, types)
+    return GroupSet(names, names, labels, rows, rows, types, ["made up"] * len(names))
 
 
 @pytest.mark.parametrize("method", BASELINES)
@@ -61,7 +61,7 @@ def test_the_fusion_ceiling_finds_the_view_that_shows_a_class():
     logits[1::2, 0] = 2 * truth - 1 + rng.normal(0, 0.1, 400)
     names = [str(g) for g in range(400)]
     rows = [np.array([2 * g, 2 * g + 1]) for g in range(400)]
-    groups = GroupSet(names, names, truth[:, None], rows, rows, [np.array([frontal, lateral])] * 400)
+    groups = GroupSet(names, names, truth[:, None], rows, rows, [np.array([frontal, lateral])] * 400, ["made up"] * 400)
     scores, rules = fusion_ceiling(groups, logits, groups, logits, {"Consolidation": {"lateral", "other"}})
     assert scores[truth == 1].min() > scores[truth == 0].max()
     assert set(rules) == {"Consolidation"}

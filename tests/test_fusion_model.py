@@ -6,7 +6,7 @@ from jaxtyping import TypeCheckError
 
 from data.views import VIEWS
 from extract.heads import HeadConfig
-from extract.losses import LossConfig, multilabel_loss
+from extract.losses import ClassStatistics, LossConfig, multilabel_loss
 from fusion.model import FusionModel, ModelConfig, position_code
 
 H, W, D, C, S = 3, 2, 5, 7, 6  # all different, so that swapped axes cannot pass by luck
@@ -142,7 +142,8 @@ def test_losses_are_finite_in_every_precision(model, dtype):
     targets[0, 0] = float("nan")
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         logits = model(30 * maps, types, slots)
-    loss = multilabel_loss(logits, targets, torch.full((C,), 0.1), LossConfig())
+    statistics = ClassStatistics(torch.full((C,), 10.0), torch.full((C,), 100.0))
+    loss = multilabel_loss(logits, targets, statistics, LossConfig())
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -30,7 +30,7 @@ from data.transforms import Preprocessing
 from extract.backbone import BackboneConfig, ImageClassifier
 from extract.config import LossConfig
 from extract.heads import HeadConfig
-from extract.losses import multilabel_loss, prevalence
+from extract.losses import class_statistics, multilabel_loss
 from extract.pseudo_label import main
 from tests.launch import launch, run
 from tests.make_data import CLASSES, make_manifest, make_run, write_images
@@ -236,7 +236,7 @@ def test_counts_are_those_of_the_training_images(tmp_path):
 def test_unknown_labels_of_a_joined_set_contribute_nothing(tmp_path):
     joined = join_manifests(*joinable(tmp_path)).of_split("train")
     logits = torch.randn(len(joined), 3, requires_grad=True, generator=torch.Generator().manual_seed(0))
-    multilabel_loss(logits, torch.from_numpy(joined.labels), prevalence(joined.labels), LossConfig()).backward()
+    multilabel_loss(logits, torch.from_numpy(joined.labels), class_statistics(joined.labels), LossConfig()).backward()
     unknown = np.isnan(joined.labels)
     assert unknown.any()
     assert ((logits.grad.numpy() == 0) == unknown).all()

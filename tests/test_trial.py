@@ -12,9 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-import extract.train
-import extract.trial
 from data.manifest import Manifest, read_manifest, write_manifest
+from data.order import epoch_batches
 from data.predictions import read_predictions
 from extract.config import ExtractConfig
 from extract.trial import first_of_several_patients, step_seconds, trial_config, trial_manifest
@@ -104,7 +103,7 @@ def test_its_images_are_the_first_two_batches_and_a_few_held_out(tmp_path):
     config = ExtractConfig(batch_size=6, seed=3, cache=replace(ExtractConfig().cache, batch_size=5))
     small = trial_manifest(config, full)
     train = full.of_split("train").images["image_id"].to_numpy(dtype=str)
-    batches = extract.train.epoch_batches(len(train), 6, 3, 0)
+    batches = epoch_batches(len(train), 6, 3, 0)
     assert set(small.of_split("train").images["image_id"]) == set(train[np.concatenate(batches[:2])])
     assert [len(small.of_split(split)) for split in ("val", "test")] == [5, 5]
     by_id = dict(zip(full.images["image_id"], full.labels.tolist(), strict=True))
