@@ -14,13 +14,15 @@ import _bench
 import _root
 import numpy as np
 
-from data.bootstrap import patient_bootstrap
+from data.bootstrap import BootstrapResult, patient_bootstrap
 from data.manifest import Manifest
 from data.predictions import read_predictions
 from data.seeds import mean_over_seeds, seed_differences
 
 Runs = dict[str, dict[int, Path]]
 """Method, seed, and the folder of stage two that holds its predictions."""
+
+GROUPS = ("head", "medium", "tail")
 
 
 def command(*words: object, threads: int = 0) -> float:
@@ -88,12 +90,15 @@ def prepare_run(run_dir: Path, config: str, *options: object, studies: str = "")
         command("extract.py", "--config", config, "--run_dir", run_dir, *options)
 
 
-def compare(runs: Runs, against: str, test: Manifest, replicates: int = 1000) -> dict[str, Any]:
+def compare(
+    runs: Runs, against: str, test: Manifest, replicates: int = 1000, groups: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Macro mAP of each method over image rows, and its difference from one of them: mean over seeds, 95 % interval.
 
     Args:
         against: The method that all others are compared with.
         test: Labels and patients of the test images.
+        groups: Head, medium or tail of every class, for the same numbers over the classes of each.
     """
     scores, labels, patients = {}, None, None
     for method, seeds in runs.items():
@@ -107,15 +112,21 @@ def compare(runs: Runs, against: str, test: Manifest, replicates: int = 1000) ->
     names = {method: [f"{method}/{seed}" for seed in seeds] for method, seeds in runs.items()}
     result = patient_bootstrap(scores, labels, patients, replicates=replicates)
     means = mean_over_seeds(result, names)
+    columns = {name: [c for c, label in enumerate(test.classes) if groups and groups[label] == name] for name in GROUPS}
     return {
         method: {
-            "mAP": _rounded(means.interval(method)),
-            "minus_" + against: None if method == against else _rounded(means.difference(method, against)),
+            **_numbers(means, method, against),
             "by_seed": np.round(seed_differences(result, names[method], names[against]), 4).tolist(),
             "mAP_by_seed": [round(result.estimate(name), 4) for name in names[method]],
+            **{name: _numbers(means, method, against, own) for name, own in columns.items() if own},
         }
         for method in runs
     }
+
+
+def _numbers(means: BootstrapResult, method: str, against: str, columns: list[int] | None = None) -> dict[str, Any]:
+    difference = None if method == against else _rounded(means.difference(method, against, columns))
+    return {"mAP": _rounded(means.interval(method, columns)), "minus_" + against: difference}
 
 
 def _rounded(interval: Any) -> list[float]:
@@ -130,6 +141,13 @@ def table_lines(table: dict[str, Any], against: str) -> list[str]:
         shown = "" if difference is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference)
         mean = "{:.4f} [{:.4f}, {:.4f}]".format(*row["mAP"])
         lines.append(f"{method:<24}{mean:>24}   {shown:<28}{' '.join(f'{value:+.4f}' for value in row['by_seed'])}")
+    if not all(name in row for row in table.values() for name in GROUPS):
+        return lines
+    lines += ["", f"{'method':<24}" + "".join(f"{name + ' mAP':>12}   {'minus ' + against:<28}" for name in GROUPS)]
+    for method, row in table.items():
+        cells = [(row[name]["mAP"][0], row[name]["minus_" + against]) for name in GROUPS]
+        texts = [(f"{mean:.4f}", "" if d is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*d)) for mean, d in cells]
+        lines.append(f"{method:<24}" + "".join(f"{mean:>12}   {shown:<28}" for mean, shown in texts))
     return lines
 
 
