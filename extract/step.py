@@ -63,8 +63,9 @@ def take_step(
             in the whole global batch, so that the sum over sub-batches and processes is the mean over that batch.
         names: Images or groups of the global batch, for an error message.
         head_only: The backbone is frozen: its weights have no gradient in this step and its statistics do not move.
-            DistributedDataParallel would wait for these gradients (its search for unused weights costs a walk through
-            the graph in every step of every epoch), so the head's are averaged here.
+            DistributedDataParallel would wait for these gradients, so the head's are averaged here. (Its own search for
+            unused weights would do as well, but stays on for the whole run: 0.6 ms per forward pass of
+            ConvNeXtV2-Base on a CPU, buckets never reordered, and a warning.)
     """
     accelerator, num_processes = state.accelerator, state.accelerator.num_processes
     set_learning_rate(state.optimizer, learning_rate(total_step, total_steps, config))

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from timm.utils import ModelEmaV3
 
+import extract.step
 import extract.train
 from data.errors import InputError
 from data.runs import Log
@@ -196,6 +198,18 @@ def test_the_schedule_begins_when_the_backbone_thaws():
     assert ExtractConfig(epochs=7).phase(3) == (OptimizerConfig(), 0, 7), "without freezing nothing changes"
 
 
+def test_training_follows_that_schedule_and_the_average_begins_with_it(tmp_path, accelerator, monkeypatch):
+    manifest = make_run(tmp_path / "run", num_studies=25)  # 30 training images: 5 steps of 6
+    config = config_of(tmp_path / "run", freeze_backbone_epochs=1, freeze_lr=0.2, ema_decay=0.9)
+    rates, averaged = [], []
+    monkeypatch.setattr(extract.step, "set_learning_rate", lambda _, lr: rates.append(lr))
+    monkeypatch.setattr(ModelEmaV3, "update", lambda _, model, step: averaged.append(step))
+    epoch_by_epoch(config, manifest, accelerator)
+    after = [learning_rate(step, 15, config.optimizer) for step in range(15)]
+    assert rates == [0.2] * 5 + after
+    assert averaged == [*range(5), *range(15)]
+
+
 @pytest.mark.parametrize("layer_decay", [1.0, 0.8])
 def test_the_backbones_rate_is_its_factor_times_the_heads_layer_decay_included(layer_decay):
     model = ImageClassifier(BackboneConfig(name="test_convnext"), HeadConfig(kind="csra", batch_norm=True), 1, 3)
@@ -208,6 +222,8 @@ def test_the_backbones_rate_is_its_factor_times_the_heads_layer_decay_included(l
         assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names) == len(rates[-1])
         decays = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
         assert all((decays[name] == 0) == (p.ndim <= 1) for name, p in model.named_parameters())
+    body = {rate for name, rate in rates[0].items() if name.startswith("backbone.")}
+    assert len(body) > 2 if layer_decay < 1 else body == {0.5}
     for name, rate in rates[1].items():
         assert rate == pytest.approx(rates[0][name] * (0.1 if name.startswith("backbone.") else 1.0)), name
     assert {rate for name, rate in rates[1].items() if name.startswith("head.")} == {0.5}
