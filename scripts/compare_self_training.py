@@ -72,20 +72,8 @@ def train(folder: Path, whole: Manifest, epochs: int, cell: tuple[str, int], aga
     if not (run_dir / "manifest.csv").exists():
         make_manifest(folder, whole, arm, seed, run_dir / "manifest.csv")
     num_epochs = 2 * epochs if arm == "own" else epochs  # over half of the images
-    words = [
-        "--seed",
-        seed,
-        "--epochs",
-        num_epochs,
-        "--batch_size",
-        BATCH,
-        "--image.size",
-        SIZE,
-        "--num_workers",
-        0,
-        "--cache.pool",
-        2,
-    ]
+    words = ["--seed", seed, "--epochs", num_epochs, "--batch_size", BATCH, "--num_workers", 0]
+    words += ["--image.size", SIZE, "--cache.pool", 2]
     command("extract.py", "--config", CONFIG, "--run_dir", run_dir, *words, threads=1)
 
 
