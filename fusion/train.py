@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.cache import FeatureCache
 from data.config import default_values, parse_config
@@ -24,30 +24,27 @@ from data.metrics import summary
 from data.order import Draws, derive_seed, rank_share
 from data.runs import Log, keep_config, run_command
 from data.sampling import epoch_draws
-from data.shards import CacheIdentity, patient_hash
-from data.storage import decode_maps
+from data.shards import patient_hash
 from extract.cache import keep_training_data
 from extract.checkpoint import Content
-from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
+from extract.engine import finish_epoch, groups_of, make_accelerator, make_state, sigmoid
 from extract.losses import class_statistics, multilabel_loss
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
 from fusion.config import FusionConfig
-from fusion.evaluation import average_logits, evaluation_passes
 from fusion.grouping import (
     Bucket,
     GroupSet,
     cached_manifest,
-    evaluation_views,
     make_buckets,
     make_groups,
     maps_of,
     single_images,
     training_views,
 )
+from fusion.inference import forward, predict_finally, predict_groups
 from fusion.model import FusionModel
 from fusion.results import say_next, write_results
-from fusion.scoring import group_map
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -165,27 +162,6 @@ def train_and_predict(
     return predict_finally(config, sets, cache, state.plain_model, accelerator, log)
 
 
-def predict_finally(
-    config: FusionConfig,
-    sets: dict[str, GroupSet],
-    cache: FeatureCache,
-    model: nn.Module,
-    accelerator: Accelerator,
-    log: Log,
-) -> dict[str, Float[np.ndarray, "G C"]]:
-    """Logits of val and test, averaged over the passes that the configuration asks for."""
-    passes = evaluation_passes(config.evaluation, len(cache.identity.variants))
-    parts = {
-        split: [predict_groups(config, sets[split], cache, model, accelerator, *one) for one in passes]
-        for split in ("val", "test")
-    }
-    logits = {split: average_logits(values) for split, values in parts.items()}
-    if len(passes) > 1:
-        plain, mean = (group_map(sigmoid(values), sets["val"]) for values in (parts["val"][0], logits["val"]))
-        log(f"mean of {len(passes)} passes: validation mAP {plain:.3f} -> {mean:.3f}")
-    return logits
-
-
 def build_state(config: FusionConfig, cache: FeatureCache, num_classes: int, accelerator: Accelerator) -> TrainingState:
     """Model, optimizer and average at their seeded start."""
     torch.manual_seed(derive_seed("weights", config.seed) % 2**32)
@@ -260,42 +236,3 @@ def plan_steps(
         ]
         buckets = list(make_buckets(draws.items, views, config.max_views_per_forward))
         yield (buckets, bool(len(share))), *maps_of(buckets)
-
-
-def forward(
-    model: nn.Module, bucket: Bucket, stored: Tensor, identity: CacheIdentity, accelerator: Accelerator
-) -> Float[Tensor, "G C"]:
-    """Logits of a bucket; maps travel in their stored form and are decoded and widened on the device."""
-    device = accelerator.device
-    maps = decode_maps(stored, identity.dtype, identity.map_shape).to(next(model.parameters()).dtype)
-    maps = maps.unflatten(0, tuple(bucket.ordinals.shape))
-    with accelerator.autocast():
-        return model(maps, bucket.view_types.to(device), bucket.slots.to(device))
-
-
-@torch.inference_mode()
-def predict_groups(
-    config: FusionConfig,
-    groups: GroupSet,
-    cache: FeatureCache,
-    model: nn.Module,
-    accelerator: Accelerator,
-    variant: int = 0,
-    draw: int = 0,
-) -> Float[np.ndarray, "G C"]:
-    """Logits of all groups with all their views, on every process, in the order of the set.
-
-    Args:
-        variant: Which of an image's cached maps.
-        draw: Which of the fixed assignments to slots.
-    """
-    own = np.arange(len(groups))[accelerator.process_index :: accelerator.num_processes]
-    views = [evaluation_views(groups, int(number), config.model.num_slots, variant, draw) for number in own]
-    buckets = list(make_buckets(own, views, config.max_views_per_forward or 4 * config.batch_size))
-    model.eval()
-    plans = ((bucket, *maps_of([bucket])) for bucket in buckets)
-    stream = cache.stream(plans, accelerator.device, config.num_workers)
-    logits = [forward(model, bucket, stored, cache.identity, accelerator).float().cpu() for bucket, stored in stream]
-    numbers = np.concatenate([bucket.groups for bucket in buckets]) if buckets else own
-    values = torch.cat(logits) if logits else torch.empty(0, groups.labels.shape[1])
-    return gather_rows(accelerator, numbers, values, len(groups))

@@ -23,8 +23,9 @@ from extract.observe import peak_memory
 from extract.trial import NUM_BATCHES, empty, first_of_several_patients, folder_bytes, step_seconds, timed
 from fusion.config import FusionConfig
 from fusion.grouping import GroupSet, cached_manifest, make_groups, single_images
+from fusion.inference import predict_groups
 from fusion.stage_one import stage_one_logits
-from fusion.train import build_state, predict_groups, refuse_trained_patients, run
+from fusion.train import build_state, refuse_trained_patients, run
 from fusion.trial_estimate import Counts, Measured, Training, report
 
 FEW_REPLICATES = 10

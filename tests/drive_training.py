@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import extract.train
+import fusion.inference
 import fusion.train
 from data.cache import FeatureCache
 from data.runs import Log
@@ -151,7 +152,7 @@ def stage_two(accelerator, whole, run_dir, num_groups, per_shard, batch_size):
         config, groups, cache, state, StopSignal(), run_dir / "fusion", {}, Log(run_dir, speaks=False)
     )
     same_everywhere(state)
-    logits = fusion.train.predict_groups(config, groups, cache, state.plain_model, accelerator)
+    logits = fusion.inference.predict_groups(config, groups, cache, state.plain_model, accelerator)
     assert logits.shape == (num_groups, 3)
 
 

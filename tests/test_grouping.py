@@ -26,8 +26,9 @@ from fusion.grouping import (
     slots_in_order,
     training_views,
 )
+from fusion.inference import forward, predict_groups
 from fusion.model import FusionModel, ModelConfig
-from fusion.train import forward, predict_groups, refuse_trained_patients
+from fusion.train import refuse_trained_patients
 from tests.make_data import CLASSES, make_cache, make_manifest
 
 CONFIG = FusionConfig(

@@ -20,10 +20,10 @@ from fusion.baselines import baseline_groups
 from fusion.config import EvaluationConfig, FusionConfig, GroupingConfig
 from fusion.evaluation import average_logits, evaluation_passes, gate_logits, gate_normal, log_odds
 from fusion.grouping import cached_manifest, evaluation_views, fixed_slots, make_groups, slots_in_order
+from fusion.inference import predict_finally
 from fusion.model import FusionModel, ModelConfig
 from fusion.scoring import group_map
 from fusion.stage_one import stage_one_logits
-from fusion.train import predict_finally
 from tests.launch import run
 from tests.make_data import make_cache, make_manifest, make_run
 

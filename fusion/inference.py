@@ -1,0 +1,80 @@
+"""Logits of groups from cached maps: a bucket, a split, a split averaged over test-time passes.
+
+G groups, V views, C classes.
+"""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from data.cache import FeatureCache
+from data.runs import Log
+from data.shards import CacheIdentity
+from data.storage import decode_maps
+from extract.engine import gather_rows, sigmoid
+from fusion.config import FusionConfig
+from fusion.evaluation import average_logits, evaluation_passes
+from fusion.grouping import Bucket, GroupSet, evaluation_views, make_buckets, maps_of
+from fusion.scoring import group_map
+
+
+def forward(
+    model: nn.Module, bucket: Bucket, stored: Tensor, identity: CacheIdentity, accelerator: Accelerator
+) -> Float[Tensor, "G C"]:
+    """Logits of a bucket; maps travel in their stored form and are decoded and widened on the device."""
+    device = accelerator.device
+    maps = decode_maps(stored, identity.dtype, identity.map_shape).to(next(model.parameters()).dtype)
+    maps = maps.unflatten(0, tuple(bucket.ordinals.shape))
+    with accelerator.autocast():
+        return model(maps, bucket.view_types.to(device), bucket.slots.to(device))
+
+
+@torch.inference_mode()
+def predict_groups(
+    config: FusionConfig,
+    groups: GroupSet,
+    cache: FeatureCache,
+    model: nn.Module,
+    accelerator: Accelerator,
+    variant: int = 0,
+    draw: int = 0,
+) -> Float[np.ndarray, "G C"]:
+    """Logits of all groups with all their views, on every process, in the order of the set.
+
+    Args:
+        variant: Which of an image's cached maps.
+        draw: Which of the fixed assignments to slots.
+    """
+    own = np.arange(len(groups))[accelerator.process_index :: accelerator.num_processes]
+    views = [evaluation_views(groups, int(number), config.model.num_slots, variant, draw) for number in own]
+    buckets = list(make_buckets(own, views, config.max_views_per_forward or 4 * config.batch_size))
+    model.eval()
+    plans = ((bucket, *maps_of([bucket])) for bucket in buckets)
+    stream = cache.stream(plans, accelerator.device, config.num_workers)
+    logits = [forward(model, bucket, stored, cache.identity, accelerator).float().cpu() for bucket, stored in stream]
+    numbers = np.concatenate([bucket.groups for bucket in buckets]) if buckets else own
+    values = torch.cat(logits) if logits else torch.empty(0, groups.labels.shape[1])
+    return gather_rows(accelerator, numbers, values, len(groups))
+
+
+def predict_finally(
+    config: FusionConfig,
+    sets: dict[str, GroupSet],
+    cache: FeatureCache,
+    model: nn.Module,
+    accelerator: Accelerator,
+    log: Log,
+) -> dict[str, Float[np.ndarray, "G C"]]:
+    """Logits of val and test, averaged over the passes that the configuration asks for."""
+    passes = evaluation_passes(config.evaluation, len(cache.identity.variants))
+    parts = {
+        split: [predict_groups(config, sets[split], cache, model, accelerator, *one) for one in passes]
+        for split in ("val", "test")
+    }
+    logits = {split: average_logits(values) for split, values in parts.items()}
+    if len(passes) > 1:
+        plain, mean = (group_map(sigmoid(values), sets["val"]) for values in (parts["val"][0], logits["val"]))
+        log(f"mean of {len(passes)} passes: validation mAP {plain:.3f} -> {mean:.3f}")
+    return logits
