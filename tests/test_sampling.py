@@ -256,6 +256,12 @@ def test_rounding_keeps_every_number_within_one_and_the_sum(expected, seed):
     assert np.array_equal(found[whole], expected[whole])
 
 
+def test_rounding_is_right_on_average_for_the_most_unequal_numbers_too():
+    expected = np.array([0.05, 0.95, 2.3, 0.7])
+    drawn = [whole_visits(expected, np.random.default_rng(seed)) for seed in range(3000)]
+    np.testing.assert_allclose(np.mean(drawn, axis=0), expected, atol=4 * 0.5 / 3000**0.5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_changes_with_seed_and_epoch_and_with_nothing_else(kind):
     def order(seed, epoch):
