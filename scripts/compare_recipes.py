@@ -1,10 +1,10 @@
 """The recipes of both challenge winners, and the demo's plain one, shrunk and trained through both stages.
 
-    python scripts/compare_recipes.py phantom                  # about 25 CPU-minutes; finished parts are recognised
+    python scripts/compare_recipes.py phantom                  # about 15 CPU-minutes; finished parts are recognised
     python scripts/compare_recipes.py real --images FOLDER     # public X-rays with a metadata.csv, 3 patient splits
     python scripts/compare_recipes.py phantom --check          # one cell again, compared with the kept table
 
-Each recipe is layered with small.yaml: the same small backbone from random weights, 10 epochs at 96 px, then its own
+Each recipe is layered with small.yaml: the same small backbone from random weights, 6 epochs at 96 px, then its own
 stage two. CXR-LT 2026 spends half of the epochs on its first phase (MLP head) and half on the second (CSRA), on the
 same images, since there is no second data set. What such a size can show is that recipes run, feed stage two and do
 not break; it cannot rank them for pretrained backbones at full size, for which they were made.
@@ -30,7 +30,7 @@ RECIPES = {
 }
 
 FUSION = {"plain": "demo", "CheXFusion": "cxr_lt_2023", "CXR-LT 2026": "cxr_lt_2026"}
-SEEDS, EPOCHS = (0, 1, 2), 10
+SEEDS, EPOCHS = (0, 1, 2), 6
 REAL = ["--classes", "auto", "--min_positives", 20, "--study_labels", "any"]
 
 

@@ -1,6 +1,6 @@
 """What pseudo-labels are worth where half of the training set annotates only some of the classes; stage one, 3 seeds.
 
-    python scripts/compare_self_training.py            # about half an hour on two cores; finished parts are recognised
+    python scripts/compare_self_training.py            # about 10 minutes on two cores; finished parts are recognised
     python scripts/compare_self_training.py --check    # one cell again, compared with the kept table
     python scripts/compare_self_training.py --quick    # a look at a tiny phantom; keeps nothing
 
@@ -32,7 +32,7 @@ from extract.teacher import load_teacher, predict_probabilities
 
 ARMS = ("own", "masked", "pseudo", "oracle")
 SEEDS = (0, 1, 2)
-EPOCHS = 10
+EPOCHS = 6
 BATCH = 16
 CONFIG = "extract/configs/demo.yaml"
 SIZE = 96  # pixels, for time's sake
