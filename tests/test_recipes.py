@@ -28,6 +28,8 @@ STAGE_TWO_OF = {
     "real_cxr": ["real_cxr"],
 }
 """Recipes of stage two that go on from each of stage one."""
+LAYERS = {"tiny", "small"}
+"""No recipes but what shrinks one."""
 
 STAGES = {"extract": (ExtractConfig, "extract.py"), "fusion": (FusionConfig, "train_fusion.py")}
 RECIPES = [(stage, path.stem) for stage in STAGES for path in sorted((ROOT / stage / "configs").glob("*.yaml"))]
@@ -42,11 +44,11 @@ def parsed(stage, name):
 
 
 def test_every_recipe_is_run_by_the_tests_below():
-    assert {name for stage, name in RECIPES if stage == "extract"} == {*STAGE_TWO_OF, "tiny"}
-    assert {name for stage, name in RECIPES if stage == "fusion"} == {*chain(*STAGE_TWO_OF.values()), "tiny"}
+    assert {name for stage, name in RECIPES if stage == "extract"} == {*STAGE_TWO_OF, *LAYERS}
+    assert {name for stage, name in RECIPES if stage == "fusion"} == {*chain(*STAGE_TWO_OF.values()), *LAYERS}
 
 
-@pytest.mark.parametrize(("stage", "name"), [recipe for recipe in RECIPES if recipe[1] != "tiny"])
+@pytest.mark.parametrize(("stage", "name"), [recipe for recipe in RECIPES if recipe[1] not in LAYERS])
 def test_a_recipe_opens_with_its_purpose_its_command_and_its_hardware(stage, name):
     lines = path_of(stage, name).read_text().splitlines()
     note = "\n".join(line for line in lines[: next(n for n, line in enumerate(lines) if line[:1] != "#")])
@@ -71,6 +73,19 @@ def train_stages(run_dir, name):
         folder = yaml.safe_load(path_of("fusion", other).read_text()).get("name", "fusion")
         losses[other] = run_dir / folder / "metrics.jsonl"
     return {key: json.loads(path.read_text().splitlines()[0])["train_loss"] for key, path in losses.items()}
+
+
+@pytest.mark.parametrize("name", STAGE_TWO_OF)
+def test_a_recipe_shrunk_by_small_yaml_keeps_what_makes_it(name):
+    for stage, names in (("extract", [name]), ("fusion", STAGE_TWO_OF[name])):
+        for each in names:
+            recipe, layers = parsed(stage, each), [f"--config={path_of(stage, n)}" for n in (each, "small")]
+            small, _ = parse_config(STAGES[stage][0], None, layers)
+            assert small.loss == recipe.loss
+            assert small.sampler == recipe.sampler
+            assert (small.head if stage == "extract" else small.model.head).kind == (
+                recipe.head if stage == "extract" else recipe.model.head
+            ).kind
 
 
 @pytest.mark.slow
