@@ -10,14 +10,13 @@ which saw all labels. A cell is a small fusion module on maps pooled 2 x 2, one 
 """
 
 import argparse
-import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import _root  # noqa: F401
 import numpy as np
-from _experiment import command, compare, keep, table_lines
+from _experiment import check_cell, command, compare, keep, table_lines
 
 from data.labels import CXR_LT_2023_GROUPS
 from data.manifest import Manifest, read_manifest, write_manifest
@@ -135,12 +134,7 @@ def check(run_dir: Path) -> None:
     again = result(run_dir, method, seed, "_check")
     shutil.rmtree(again.parent, ignore_errors=True)
     train(run_dir, method, seed, "_check")
-    test = read_manifest(run_dir / "manifest.csv").of_split("test")
-    found = compare({method: {seed: again}}, method, test, replicates=2)[method]["mAP_by_seed"][0]
-    kept = json.loads((Path(__file__).parent / "results" / "compare_losses.json").read_text())
-    wanted = kept["table"][method]["mAP_by_seed"][list(SEEDS).index(seed)]
-    print(f"{method}, seed {seed}: mAP {found}, kept {wanted}: {'agrees' if abs(found - wanted) < 5e-4 else 'DIFFERS'}")
-    raise SystemExit(abs(found - wanted) >= 5e-4)
+    check_cell("compare_losses", method, seed, again, read_manifest(run_dir / "manifest.csv").of_split("test"))
 
 
 if __name__ == "__main__":
