@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import _root
@@ -32,7 +33,7 @@ OPTIONS = {  # long enough to be killed often, with every kind of state; a save 
     "extract": ["--epochs", "5", "--save_steps", "2", "--ema_decay", "0.99", "--num_workers", "1"],
     "cache": [
         "--cache.augmented",
-        "12",
+        "40",
         "--cache.flip",
         "true",
         "--augmentation.rotate",
@@ -89,7 +90,8 @@ def parse() -> argparse.Namespace:
 def stamp() -> dict[str, str]:
     """Where and with what this was run."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_root.ROOT, capture_output=True, text=True, check=False)
-    from importlib.metadata import version
+    from contextlib import suppress
+from importlib.metadata import version
 
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "accelerate"))
@@ -134,13 +136,29 @@ def starts(run_dir: Path) -> int:
     return log.read_text().count(" process") if log.exists() else 0
 
 
-def wait_for_work(process: subprocess.Popen, run_dir: Path, before: int) -> None:
-    """Wait until the stage says that it begins: loading libraries is no moment worth killing."""
-    deadline = time.monotonic() + WAIT_S
-    while starts(run_dir) == before:
+def wait_for_work(process: subprocess.Popen, run_dir: Path, before: int, stage: str) -> None:
+    """Wait until the stage says that it begins, or opens a shard: loading libraries is no moment worth killing."""
+    began, deadline = time.time(), time.monotonic() + WAIT_S
+    while starts(run_dir) == before or (stage == "cache" and not any(map(is_shard, being_written(run_dir, began)))):
+        if process.poll() == 0 and stage == "cache":
+            return  # the last shard was whole already
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"{run_dir}: did not start: {process.communicate()[1][-3000:]}")
         time.sleep(0.005)
+
+
+def being_written(run_dir: Path, began: float) -> set[str]:
+    """Names of what has been open or unfinished since `began` (Unix time)."""
+    names = set()
+    for path in run_dir.rglob(".tmp-*"):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            names |= {path.name} if path.stat().st_ctime > began else set()
+    return names
+
+
+def is_shard(name: str) -> bool:
+    """Whether a name is a shard's."""
+    return name.endswith(".tar")
 
 
 def uninterrupted(base: Path, options: argparse.Namespace) -> tuple[Path, float]:
@@ -148,7 +166,7 @@ def uninterrupted(base: Path, options: argparse.Namespace) -> tuple[Path, float]
     run_dir = copy_of(base, "whole")
     before = starts(run_dir)
     process = start(run_dir, options)
-    wait_for_work(process, run_dir, before)
+    wait_for_work(process, run_dir, before, options.stage)
     began = time.monotonic()
     finish(process)
     return run_dir, time.monotonic() - began
@@ -169,7 +187,7 @@ def kill_until_done(
     while True:
         before = starts(run_dir)
         process = start(run_dir, options)
-        wait_for_work(process, run_dir, before)
+        wait_for_work(process, run_dir, before, options.stage)
         began = time.time()
         try:
             process.communicate(timeout=rng.uniform(0, seconds) if len(met) < most else WAIT_S)
@@ -187,10 +205,10 @@ def kill_until_done(
 def moment(run_dir: Path, stage: str, began: float) -> str:
     """What a run that began at `began` (Unix time) is doing, told by the files that it has open or finished."""
     training = run_dir / ("stage_one" if stage == "extract" else "fusion")
-    being_written = {path.name for path in run_dir.rglob(".tmp-*") if path.stat().st_ctime > began}
-    if being_written & {".tmp-last", ".tmp-best"}:
+    unfinished = being_written(run_dir, began)
+    if unfinished & {".tmp-last", ".tmp-best"}:
         return "saving a checkpoint"
-    if any(name.endswith(".tar") for name in being_written):
+    if any(map(is_shard, unfinished)):
         return "writing a shard"
     if (run_dir / "cache" / "plan.json").exists():
         return "between shards"
