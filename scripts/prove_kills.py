@@ -90,8 +90,7 @@ def parse() -> argparse.Namespace:
 def stamp() -> dict[str, str]:
     """Where and with what this was run."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_root.ROOT, capture_output=True, text=True, check=False)
-    from contextlib import suppress
-from importlib.metadata import version
+    from importlib.metadata import version
 
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "accelerate"))
