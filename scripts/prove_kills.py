@@ -33,7 +33,7 @@ OPTIONS = {  # long enough to be killed often, with every kind of state; a save 
     "extract": ["--epochs", "5", "--save_steps", "2", "--ema_decay", "0.99", "--num_workers", "1"],
     "cache": [
         "--cache.augmented",
-        "40",
+        "60",
         "--cache.flip",
         "true",
         "--augmentation.rotate",
@@ -167,8 +167,11 @@ def uninterrupted(base: Path, options: argparse.Namespace) -> tuple[Path, float]
     process = start(run_dir, options)
     wait_for_work(process, run_dir, before, options.stage)
     began = time.monotonic()
+    while options.stage == "cache" and process.poll() is None and not (run_dir / "cache" / "cache.json").exists():
+        time.sleep(0.005)  # what follows is the end of the program
+    written = time.monotonic() - began
     finish(process)
-    return run_dir, time.monotonic() - began
+    return run_dir, written if options.stage == "cache" else time.monotonic() - began
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -211,6 +214,8 @@ def moment(run_dir: Path, stage: str, began: float) -> str:
         return "writing a shard"
     if (run_dir / "cache" / "plan.json").exists():
         return "between shards"
+    if (run_dir / "cache" / "cache.json").exists():
+        return "after the last shard"
     return "training" if (training / "last").exists() else "before the first checkpoint"
 
 
