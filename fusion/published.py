@@ -47,9 +47,7 @@ class PublishedFusion(nn.Module):
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(width, config.num_heads, hidden, config.dropout) for _ in range(config.depth)
         )
-        self.head = MLDecoder(
-            width, num_classes, width=head.width, num_heads=head.num_heads, dropout=head.dropout
-        )
+        self.head = MLDecoder(width, num_classes, width=head.width, num_heads=head.num_heads, dropout=head.dropout)
 
     def forward(
         self,
