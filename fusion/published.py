@@ -3,8 +3,9 @@
 What it does, and the paper does not say (Kim, arXiv 2308.03968, beside the released code):
 
 - absent views, up to four, are a learned vector at all positions, and nothing masks them;
-- self-attention runs over the groups of a batch, position by position: a group's logits depend on its neighbours, and
-  its views never hear each other before the decoder;
+- self-attention runs over the groups of a batch, position by position: a group's logits depend on its neighbours (in
+  a prediction those of its batch, on several processes those of its process), and its views never hear each other
+  before the decoder;
 - the position code varies over features and columns, not over rows;
 - more than four views: four of them.
 
