@@ -119,5 +119,7 @@ class FusionConfig(TrainingConfig):
         for name in ("num_workers", "bootstrap_replicates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.model.kind == "published" and self.max_views_per_forward:
+            raise ValueError("max_views_per_forward must be 0 with model.kind published: its groups see their batch")
         if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one", "tail", "trial"}:
             raise ValueError(f"name must be a plain folder name and none of the run's others, got {self.name!r}")

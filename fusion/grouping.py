@@ -5,7 +5,7 @@ views, C classes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from data.manifest import Manifest
 from data.order import derive_seed, visit_seed
 from data.views import VIEWS
 from fusion.config import GroupingConfig
+from fusion.model import ModelConfig
+from fusion.published import MAX_VIEWS
 
 UNKNOWN = VIEWS.index("UNKNOWN")
 
@@ -126,7 +128,7 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class Bucket:
-    """Groups with equally many views, ready for a forward pass."""
+    """Groups with equally many views, ready for a forward pass; the published module's are padded to as many."""
 
     groups: Int[np.ndarray, "G"]
     """Numbers into the group set."""
@@ -203,6 +205,32 @@ def make_buckets(
             part = places[start : start + size]
             ordinals, types, slots, variants = (np.stack([views[p][i] for p in part]) for i in range(4))
             yield Bucket(numbers[part], ordinals, variants, torch.from_numpy(types), torch.from_numpy(slots))
+
+
+def make_passes(
+    model: ModelConfig, numbers: Int[np.ndarray, "G"], views: list[Views], max_views: int = 0
+) -> Iterator[Bucket]:
+    """The forward passes of some groups, as the configured model takes them; arguments as of `make_buckets`."""
+    if model.kind == "fusion":
+        yield from make_buckets(numbers, views, max_views)
+        return
+    padded = [padded_views(part) for part in views]
+    for bucket in make_buckets(np.arange(len(numbers)), padded, max_views):
+        yield replace(bucket, groups=numbers[bucket.groups])
+
+
+def padded_views(views: Views) -> Views:
+    """A group as the published module takes it: the first four views by slot, absent ones marked by slot -1.
+
+    Slots are drawn anew at each training visit, which makes the four random, as published; at test time they are in
+    canonical order, where the release draws again. An absent view's map is the first one's, read but not looked at.
+    """
+    order = np.argsort(views.slots, kind="stable")[:MAX_VIEWS]
+    taken = np.pad(order, (0, MAX_VIEWS - len(order)), mode="edge")
+    place = np.arange(MAX_VIEWS)
+    return Views(
+        views.ordinals[taken], views.view_types[taken], np.where(place < len(order), place, -1), views.variants[taken]
+    )
 
 
 def maps_of(buckets: list[Bucket]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:

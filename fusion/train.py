@@ -36,14 +36,15 @@ from fusion.grouping import (
     Bucket,
     GroupSet,
     cached_manifest,
-    make_buckets,
     make_groups,
+    make_passes,
     maps_of,
     single_images,
     training_views,
 )
 from fusion.inference import forward, predict_finally, predict_groups
 from fusion.model import FusionModel
+from fusion.published import PublishedFusion
 from fusion.results import say_next, write_results
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
@@ -165,7 +166,8 @@ def train_and_predict(
 def build_state(config: FusionConfig, cache: FeatureCache, num_classes: int, accelerator: Accelerator) -> TrainingState:
     """Model, optimizer and average at their seeded start."""
     torch.manual_seed(derive_seed("weights", config.seed) % 2**32)
-    model = FusionModel(config.model, cache.identity.map_shape, num_classes).to(accelerator.device)
+    kind = PublishedFusion if config.model.kind == "published" else FusionModel
+    model = kind(config.model, cache.identity.map_shape, num_classes).to(accelerator.device)
     return make_state(model, config, accelerator)
 
 
@@ -234,5 +236,5 @@ def plan_steps(
             training_views(groups, n, config.grouping, config.model.num_slots, config.seed, epoch, num_variants, copy)
             for n, copy in zip(draws.items.tolist(), draws.copies.tolist(), strict=True)
         ]
-        buckets = list(make_buckets(draws.items, views, config.max_views_per_forward))
+        buckets = list(make_passes(config.model, draws.items, views, config.max_views_per_forward))
         yield (buckets, bool(len(share))), *maps_of(buckets)
