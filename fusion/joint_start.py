@@ -34,9 +34,10 @@ def load_start(
     found, wanted = teacher.weights_sha256, cache.identity.weights_sha256
     several = cache.index.fold.any()
     if several or found != wanted:
+        other = "several" if several else f"another one ({wanted[:12]})"
         raise InputError(
-            f"{cache.folder}: --joint goes on with the backbone in {folders / 'best'} (weights {found[:12]}), these maps"
-            f" come from {'several' if several else 'another one (' + wanted[:12] + ')'}; name its cache in cache_dir"
+            f"{cache.folder}: --joint goes on with the backbone in {folders / 'best'} (weights {found[:12]}), these"
+            f" maps come from {other}; name its cache in cache_dir"
         )
     if teacher.config.image.to_dict() != cache.identity.preprocessing:
         raise InputError(f"{cache.folder}: made with another preprocessing than {folders / 'best'}; rerun extract.py")
@@ -73,7 +74,7 @@ def refuse_leaks_and_changes(
     ]
     if changed:
         raise InputError(
-            f"manifest.csv: {len(changed)} image files are not those that were cached, first image {changed[0]}; put them"
+            f"manifest.csv: {len(changed)} image files are not the cached ones, first image {changed[0]}; put them"
             " back, or rerun extract.py in a new run_dir"
         )
     return set(load_json(config.run_dir / "stage_one" / "data.json")["trained_patients"])

@@ -1,4 +1,4 @@
-"""The joint phase starts where the cache leaves off, trains what it is told to, and is put down and taken up exactly."""
+"""The joint phase starts where the cache leaves off, trains what it is told to, and resumes exactly."""
 
 import json
 import shutil
@@ -129,7 +129,7 @@ def test_a_final_norm_belongs_to_the_last_of_timms_stages(name, stages, last):
         found = stages_of(timm.create_model(name, num_classes=0, global_pool=""))
     assert len(found) == stages
     assert last in found[-1]
-    assert not any("stages.2" in key or "layer3" in key for key in found[-1])
+    assert not any(key.startswith(("stages.2", "layer3", "features.denseblock3", "blocks.10")) for key in found[-1])
 
 
 def small_model(name, unfreeze, pool=1):
@@ -259,9 +259,8 @@ def test_the_command_leaves_a_result_beside_the_frozen_fusion_and_is_recognised_
 def test_one_command_runs_stage_two_and_then_the_joint_phase(finished, copy):
     shutil.rmtree(copy / "fusion")
     joint(copy, "--joint.epochs", "1", "--retrain_single", "true")
-    for name in ("model",):
-        a, b = weights(copy / "fusion" / "best"), weights(finished / "fusion" / "best")
-        assert all(torch.equal(a[key], b[key]) for key in a), name
+    a, b = weights(copy / "fusion" / "best"), weights(finished / "fusion" / "best")
+    assert all(torch.equal(a[key], b[key]) for key in a)
     assert (copy / "fusion" / "metrics.json").is_file()
     assert (copy / "fusion" / "joint" / "metrics.json").is_file()
 
@@ -308,7 +307,7 @@ def test_an_image_that_is_not_the_cached_one_is_refused_by_name(copy, capsys):
     shutil.copy(copy / "images" / second, copy / "images" / first)
     with pytest.raises(SystemExit):
         joint(copy)
-    assert f"1 image files are not those that were cached, first image {first[:-4]}" in capsys.readouterr().err
+    assert f"1 image files are not the cached ones, first image {first[:-4]}" in capsys.readouterr().err
 
 
 def test_a_cache_of_another_backbone_and_weights_trained_anew_are_refused(copy, capsys):
