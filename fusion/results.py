@@ -45,9 +45,10 @@ def write_results(
 
     Args:
         manifest: The cached images.
-        logits: "fusion": logits of each split's groups; "single", if trained: of each split's single images.
+        logits: "fusion": logits of each split's groups; "single", if trained: of each split's single images; "frozen",
+            after the joint phase: of the fusion model it started from, for one more row of the table.
     """
-    out_dir = config.run_dir / config.name
+    out_dir = config.result_dir
     full = read_manifest(config.run_dir / "manifest.csv")
     fused = {
         split: gate_logits(values, manifest.classes, config.evaluation) for split, values in logits["fusion"].items()
@@ -69,6 +70,8 @@ def write_results(
         for line in gate_lines(config, plain | {"fusion": sigmoid(logits["fusion"]["val"])}, sets["val"], gate):
             log(line)
     scores: Scores = {name: baseline(name, source, "test") for name in BASELINES}
+    if "frozen" in logits:
+        scores["frozen"] = gate(sigmoid(logits["frozen"]["test"]))
     scores["fusion"] = sigmoid(fused["test"])
     rules = add_ceilings(config, manifest, sets, images[source], scores)
     report = score(config, manifest, sets["test"], scores, gate(sigmoid(images[source]["test"])), best)

@@ -100,6 +100,8 @@ def table_lines(report: dict[str, Any], config: FusionConfig) -> list[str]:
         f"Test split, groups are {'studies' if by == 'study' else 'patients'}; mAP [95 % interval by patient"
         f" bootstrap], baselines from the {report['baseline_head']}."
     ]
+    if "frozen" in report["groups"]["methods"]:
+        lines.append("fusion: after the joint phase, from images; frozen: before it, from cached maps.")
     if absent:
         lines.append(f"Without a positive and left out of every mean: {', '.join(absent)}.")
     for unit, title in (("images", "image rows, as the challenge scores"), ("groups", f"groups ({by})")):

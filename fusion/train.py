@@ -6,6 +6,7 @@ G groups of a batch, V views, C classes. Batches are global: the same groups sha
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from extract.engine import finish_epoch, groups_of, make_accelerator, make_state
 from extract.losses import class_statistics, multilabel_loss
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
-from fusion.config import FusionConfig
+from fusion.config import FusionConfig, JointConfig
 from fusion.grouping import (
     Bucket,
     GroupSet,
@@ -73,22 +74,32 @@ def run(config: FusionConfig, resolved_yaml: str, last_words: bool = True) -> No
         manifest.require_splits()
         refuse_trained_patients(manifest, cache)
         if accelerator.is_main_process:
-            keep_config(config.run_dir / config.name, resolved_yaml, default_values(FusionConfig))
+            keep_config(config.stage_dir, resolved_yaml, default_values(FusionConfig), later="joint")
         accelerator.wait_for_everyone()
         sets = {
             split: make_groups(manifest.of_split(split), cache, config.grouping) for split in ("train", "val", "test")
         }
-        logits = {"fusion": train_and_predict(config, resolved_yaml, sets, manifest, cache, accelerator, log)}
+        stage_two = stage_two_alone(config)
+        logits = {"fusion": train_and_predict(stage_two, resolved_yaml, sets, manifest, cache, accelerator, log)}
         if config.retrain_single:
             singles = {split: single_images(groups) for split, groups in sets.items()}
             logits["single"] = train_and_predict(
-                config, resolved_yaml, singles, manifest, cache, accelerator, log, "single_image"
+                stage_two, resolved_yaml, singles, manifest, cache, accelerator, log, "single_image"
             )
-        if accelerator.is_main_process:
-            write_results(config, manifest, cache, sets, logits, log)
-            if last_words:
+        if accelerator.is_main_process and not (config.joint.run and (config.stage_dir / "metrics.json").exists()):
+            write_results(stage_two, manifest, cache, sets, logits, log)
+            if last_words and not config.joint.run:
                 say_next(config, log)
         accelerator.wait_for_everyone()
+        if config.joint.run:
+            from fusion.joint import run_joint  # it imports this module
+
+            run_joint(config, resolved_yaml, sets, manifest, cache, logits, accelerator, log)
+
+
+def stage_two_alone(config: FusionConfig) -> FusionConfig:
+    """The same without the joint phase, which is what `resume` speaks of if there is one."""
+    return replace(config, joint=JointConfig(), resume=None) if config.joint.run else config
 
 
 def rehearse(config: FusionConfig, resolved_yaml: str, accelerator: Accelerator) -> None:
