@@ -25,6 +25,17 @@ class GroupingConfig:
     type_dropout: float = 0.1
     """Probability that training hides a view's type, so that images without one are served too."""
 
+    max_views: int = 0
+    """Views of a group at most in one training visit, drawn anew each time; 0: all. Validation and test take all."""
+
+    shuffle: bool = True
+    """Training draws each view's slot, so that order carries no information; false: slots in canonical order, as at
+    test time. To measure what shuffling brings."""
+
+    hide_types: bool = False
+    """The fusion module never learns a view's type, at test time either; order and baselines still do. To measure what
+    types bring. (Likewise for segment embeddings: `model.num_slots` 1, the same for all views.)"""
+
     draw_variants: bool = True
     """Where the cache holds flipped or augmented maps of an image, training draws one of all its maps at each visit;
     validation and test take the plain one."""
@@ -33,6 +44,8 @@ class GroupingConfig:
         for name in ("view_dropout", "type_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"grouping.{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.max_views < 0:
+            raise ValueError(f"grouping.max_views must be at least 1, or 0 for all, got {self.max_views}")
 
 
 @dataclass(frozen=True, kw_only=True)
