@@ -115,6 +115,10 @@ class FusionConfig(TrainingConfig):
     """Also train the same module on single images, with the same budget, as a source of baselines: a fair comparison
     needs it, because it has seen the cached maps as often as fusion has."""
 
+    pooled_mlp: bool = True
+    """Also train a small MLP on pooled maps, in the same budget, as the baseline that learns without attention. Takes
+    seconds."""
+
     template: Path | None = None
     """The challenge's sample submission; without one, the rows of the manifest's test split."""
 
@@ -132,5 +136,9 @@ class FusionConfig(TrainingConfig):
         for name in ("num_workers", "bootstrap_replicates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one", "tail", "trial"}:
+        if (
+            not self.name
+            or "/" in self.name
+            or self.name in {".", "..", "cache", "stage_one", "tail", "trial", "missing_views"}
+        ):
             raise ValueError(f"name must be a plain folder name and none of the run's others, got {self.name!r}")

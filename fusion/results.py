@@ -45,7 +45,8 @@ def write_results(
 
     Args:
         manifest: The cached images.
-        logits: "fusion": logits of each split's groups; "single", if trained: of each split's single images.
+        logits: "fusion" and, if trained, "mlp": logits of each split's groups; "single", if trained: of each split's
+            single images.
     """
     out_dir = config.run_dir / config.name
     full = read_manifest(config.run_dir / "manifest.csv")
@@ -63,12 +64,15 @@ def write_results(
         return gate(baseline_groups(name, sigmoid(images[source][split]), sets[split]))
 
     source = max(images, key=lambda source: group_map(baseline("mean", source, "val"), sets["val"]))
-    best = max(BASELINES, key=lambda name: group_map(baseline(name, source, "val"), sets["val"]))
+    on_val = {name: baseline(name, source, "val") for name in BASELINES}
+    scores: Scores = {name: baseline(name, source, "test") for name in BASELINES}
+    if "mlp" in logits:
+        on_val["mlp"], scores["mlp"] = (gate(sigmoid(logits["mlp"][split])) for split in ("val", "test"))
+    best = max(on_val, key=lambda name: group_map(on_val[name], sets["val"]))
     if config.evaluation.normal_gate != "off":
         plain = {name: baseline_groups(name, sigmoid(images[source]["val"]), sets["val"]) for name in BASELINES}
         for line in gate_lines(config, plain | {"fusion": sigmoid(logits["fusion"]["val"])}, sets["val"], gate):
             log(line)
-    scores: Scores = {name: baseline(name, source, "test") for name in BASELINES}
     scores["fusion"] = sigmoid(fused["test"])
     rules = add_ceilings(config, manifest, sets, images[source], scores)
     report = score(config, manifest, sets["test"], scores, gate(sigmoid(images[source]["test"])), best)

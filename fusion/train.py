@@ -44,6 +44,7 @@ from fusion.grouping import (
 )
 from fusion.inference import forward, predict_finally, predict_groups
 from fusion.model import FusionModel
+from fusion.pooled_mlp import mlp_logits
 from fusion.results import say_next, write_results
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
@@ -84,6 +85,8 @@ def run(config: FusionConfig, resolved_yaml: str, last_words: bool = True) -> No
                 config, resolved_yaml, singles, manifest, cache, accelerator, log, "single_image"
             )
         if accelerator.is_main_process:
+            if config.pooled_mlp:
+                logits["mlp"] = mlp_logits(config, sets, manifest, cache, log)
             write_results(config, manifest, cache, sets, logits, log)
             if last_words:
                 say_next(config, log)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from accelerate import Accelerator
 
 from data.cache import FeatureCache
-from data.manifest import read_manifest
+from data.config import parse_config
+from data.manifest import write_manifest
 from data.predictions import write_predictions
 from extract.heads import HeadConfig
 from fusion.config import FusionConfig, GroupingConfig
 from fusion.grouping import UNKNOWN, GroupSet, evaluation_views, make_groups, training_views
 from fusion.inference import predict_groups
 from fusion.model import FusionModel, ModelConfig
+from fusion.train import DEMO
 from tests.make_data import CLASSES, make_cache, make_manifest
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -87,3 +88,80 @@ def test_hidden_types_never_reach_the_model_and_one_slot_is_no_segment_embedding
 def test_a_negative_limit_is_refused():
     with pytest.raises(ValueError, match=r"grouping\.max_views must be at least 1, or 0 for all, got -1"):
         GroupingConfig(max_views=-1)
+
+
+# The script
+
+
+@pytest.fixture
+def ablate(monkeypatch, tmp_path):
+    """The script, its cells made up: a cell's predictions are the labels and noise, its commands are noted."""
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    module, commands = importlib.import_module("ablate"), []
+    manifest = make_manifest(tmp_path / "images", num_studies=60)
+    (tmp_path / "run" / "cache").mkdir(parents=True)
+    (tmp_path / "run" / "cache" / "cache.json").write_text("{}")
+    write_manifest(manifest, tmp_path / "run" / "manifest.csv")
+    test = manifest.of_split("test")
+
+    def command(script, *words, threads=0):
+        commands.append([script, *map(str, words)])
+        if script != "train_fusion.py":
+            (tmp_path / "run_ablate" / "cache").mkdir(parents=True)
+            return (tmp_path / "run_ablate" / "cache" / "cache.json").write_text("{}")
+        options = dict(zip(commands[-1][1::2], commands[-1][2::2], strict=True))
+        folder, rng = Path(options["--run_dir"]) / "fusion", np.random.default_rng(int(options["--seed"]))
+        noise = 0.9 if "--grouping.hide_types" in options else 0.4
+        folder.mkdir()
+        values = (test.labels * (1 - noise) + noise * rng.random(test.labels.shape)).astype(np.float32)
+        write_predictions(folder / "predictions_test.csv", test.images, values, test.classes)
+        return (folder / "submission.zip").touch()
+
+    monkeypatch.setattr(module, "command", command)
+    monkeypatch.setattr(sys, "argv", ["ablate.py", "--run_dir", str(tmp_path / "run"), "--only"])
+    module.commands, module.test = commands, test
+    return module
+
+
+def test_every_cell_is_a_valid_configuration_and_no_two_are_alike(ablate):
+    seen = {}
+    for name, words in ablate.CELLS.items():
+        config, _ = parse_config(FusionConfig, DEMO, [str(word) for word in [*words, *ablate.QUICK]])
+        assert repr(config) not in seen.values(), name
+        seen[name] = repr(config)
+
+
+def test_cells_run_once_with_their_reference_and_the_table_says_what_was_lost(ablate, tmp_path, capsys):
+    sys.argv += ["no types", "patients, 2 views"]
+    ablate.main()
+    trained = [words for words in ablate.commands if words[0] == "train_fusion.py"]
+    assert len(trained) == 4 * 3, "two cells and their references, 3 seeds"
+    assert len({words[words.index("--run_dir") + 1] for words in trained}) == 12
+    assert {words[words.index("--cache_dir") + 1] for words in trained} == {str(tmp_path / "run_ablate" / "cache")}
+    assert (tmp_path / "run_ablate" / "ablate.png").stat().st_size > 1000
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(tuple(ablate.CELLS))]
+    assert [line[:24].strip() for line in lines] == ["as it is", "no types", "patients, all views", "patients, 2 views"]
+    assert float(lines[1].split("[")[0].split()[-1]) > 0
+    assert lines[1].split("]")[1].split()[0].startswith("-"), "more noise, less mAP"
+    ablate.main()
+    assert sum(words[0] == "train_fusion.py" for words in ablate.commands) == 12, "finished cells are not run again"
+
+
+def test_cells_by_patient_are_scored_with_the_patients_labels(ablate, tmp_path):
+    labels = ablate.test_labels(tmp_path / "run", ablate.BY_PATIENT).labels
+    patients = ablate.test.images["patient_id"].to_numpy(dtype=str)
+    assert (labels != ablate.test.labels).any()
+    for n, patient in enumerate(patients):
+        np.testing.assert_array_equal(labels[n], ablate.test.labels[patients == patient].max(axis=0))
+
+
+def test_a_cell_that_trains_to_another_score_is_reported(ablate, tmp_path, monkeypatch, capsys):
+    sys.argv[-1:] = ["--check"]
+    kept = {"seeds": [0, 1, 2], "table": {"loss ldam": {"mAP_by_seed": [0.5, 0.5, 0.5]}}}
+    monkeypatch.setattr(importlib.import_module("_root"), "ROOT", tmp_path)
+    (tmp_path / "scripts" / "results").mkdir(parents=True)
+    (tmp_path / "scripts" / "results" / "ablate.json").write_text(json.dumps(kept))
+    with pytest.raises(SystemExit) as leaving:
+        ablate.main()
+    assert leaving.value.code == 1
+    assert "loss ldam, seed 2" in capsys.readouterr().out
