@@ -1,6 +1,6 @@
-"""What each part of fusion is worth: views per training visit, segments, shuffling, types, dropout, depth, heads, losses.
+"""What each part of fusion is worth: views in training, segments, shuffling, types, dropout, depth, heads, losses.
 
-    python scripts/ablate.py                              # after the demo, 1 to 2 hours on two cores; finished cells stay
+    python scripts/ablate.py                              # after the demo, 1 to 2 hours on two cores; it resumes
     python scripts/ablate.py --only "no types" "depth 0"  # a look at some of them, not kept
     python scripts/ablate.py --check                      # one cell again, compared with the kept table
 
@@ -29,6 +29,7 @@ SEEDS = (0, 1, 2)
 BY_STUDY, BY_PATIENT = "as it is", "patients, all views"
 PATIENT = ["--grouping.by", "patient", "--batch_size", 16, "--epochs", 6]
 """As fusion/configs/demo_patient.yaml."""
+LOSSES = ("weighted_bce", "asl", "weighted_asl", "focal", "db", "ldam")
 CELLS: dict[str, list[object]] = {
     BY_STUDY: [],
     **{f"{n} view{'s' * (n > 1)} in training": ["--grouping.max_views", n] for n in (1, 2, 3)},
@@ -70,7 +71,7 @@ def main() -> None:
     for against in (BY_STUDY, BY_PATIENT):
         if own := [name for name in names if reference(name) == against]:
             runs = {name: {seed: result(run_dir, name, seed) for seed in SEEDS} for name in own}
-            part = compare(runs, against, test_labels(run_dir, against))
+            part = compare(runs, against, labelled_test(run_dir, against))
             print("\n".join([*table_lines(part, against), ""]))
             table |= part
     plot(table, cells(run_dir) / "ablate.png")
@@ -113,7 +114,7 @@ def train(run_dir: Path, name: str, seed: int, again: str = "") -> None:
     command("train_fusion.py", "--config", "fusion/configs/demo.yaml", *words, threads=1)
 
 
-def test_labels(run_dir: Path, against: str) -> Manifest:
+def labelled_test(run_dir: Path, against: str) -> Manifest:
     """The test images with the labels that the cells were trained for: their study's, or their patient's."""
     test = read_manifest(run_dir / "manifest.csv").of_split("test")
     if against == BY_STUDY:
@@ -130,7 +131,7 @@ def check(run_dir: Path) -> None:
     again = result(run_dir, name, SEEDS[-1], "_check")
     shutil.rmtree(again.parent, ignore_errors=True)
     train(run_dir, name, SEEDS[-1], "_check")
-    check_cell("ablate", name, SEEDS[-1], again, test_labels(run_dir, BY_STUDY))
+    check_cell("ablate", name, SEEDS[-1], again, labelled_test(run_dir, BY_STUDY))
 
 
 def plot(table: dict[str, Any], path: Path) -> None:

@@ -148,7 +148,7 @@ def test_cells_run_once_with_their_reference_and_the_table_says_what_was_lost(ab
 
 
 def test_cells_by_patient_are_scored_with_the_patients_labels(ablate, tmp_path):
-    labels = ablate.test_labels(tmp_path / "run", ablate.BY_PATIENT).labels
+    labels = ablate.labelled_test(tmp_path / "run", ablate.BY_PATIENT).labels
     patients = ablate.test.images["patient_id"].to_numpy(dtype=str)
     assert (labels != ablate.test.labels).any()
     for n, patient in enumerate(patients):
