@@ -25,6 +25,17 @@ class GroupingConfig:
     type_dropout: float = 0.1
     """Probability that training hides a view's type, so that images without one are served too."""
 
+    max_views: int = 0
+    """Views of a group at most in one training visit, drawn anew each time; 0: all. Validation and test take all."""
+
+    shuffle: bool = True
+    """Training draws each view's slot, so that order carries no information; false: slots in canonical order, as at
+    test time. To measure what shuffling brings."""
+
+    hide_types: bool = False
+    """The fusion module never learns a view's type, at test time either; order and baselines still do. To measure what
+    types bring. (Likewise for segment embeddings: `model.num_slots` 1, the same for all views.)"""
+
     draw_variants: bool = True
     """Where the cache holds flipped or augmented maps of an image, training draws one of all its maps at each visit;
     validation and test take the plain one."""
@@ -33,6 +44,8 @@ class GroupingConfig:
         for name in ("view_dropout", "type_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"grouping.{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.max_views < 0:
+            raise ValueError(f"grouping.max_views must be at least 1, or 0 for all, got {self.max_views}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +120,10 @@ class JointConfig:
                 raise ValueError(f"joint.{name} must not be negative, got {getattr(self, name)}")
 
 
+RESERVED_NAMES = {".", "..", "cache", "stage_one", "tail", "trial", "missing_views"}
+"""Folders of a run that stage two must not take."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig(TrainingConfig):
     """Stage two: train the fusion transformer on cached maps, compare it with baselines, write a submission.
@@ -151,6 +168,10 @@ class FusionConfig(TrainingConfig):
     """Also train the same module on single images, with the same budget, as a source of baselines: a fair comparison
     needs it, because it has seen the cached maps as often as fusion has."""
 
+    pooled_mlp: bool = True
+    """Also train a small MLP on pooled maps, in the same budget, as the baseline that learns without attention. Takes
+    seconds."""
+
     template: Path | None = None
     """The challenge's sample submission; without one, the rows of the manifest's test split."""
 
@@ -170,7 +191,7 @@ class FusionConfig(TrainingConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.model.kind == "published" and self.max_views_per_forward:
             raise ValueError("max_views_per_forward must be 0 with model.kind published: its groups see their batch")
-        if not self.name or "/" in self.name or self.name in {".", "..", "cache", "stage_one", "tail", "trial"}:
+        if not self.name or "/" in self.name or self.name in RESERVED_NAMES:
             raise ValueError(f"name must be a plain folder name and none of the run's others, got {self.name!r}")
         if self.joint.run and (self.dry_run or self.trial):
             raise ValueError("joint: dry_run and trial rehearse stage two; give them without --joint")

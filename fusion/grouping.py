@@ -172,17 +172,26 @@ def training_views(
     num_views = len(groups.ordinals[number])
     keep = rng.random(num_views) >= config.view_dropout
     keep[rng.integers(num_views)] |= not keep.any()
-    types = np.where(rng.random(num_views) < config.type_dropout, UNKNOWN, groups.view_types[number])
-    slots = shuffled_slots(int(keep.sum()), num_slots, rng)
+    hidden = (rng.random(num_views) < config.type_dropout) | config.hide_types
+    types = np.where(hidden, UNKNOWN, groups.view_types[number])
+    if config.max_views and keep.sum() > config.max_views:
+        kept = rng.choice(np.flatnonzero(keep), config.max_views, replace=False)
+        keep = np.isin(np.arange(num_views), kept)
+    count = int(keep.sum())
+    slots = shuffled_slots(count, num_slots, rng) if config.shuffle else slots_in_order(count, num_slots)
     variants = rng.integers(num_variants if config.draw_variants else 1, size=len(slots))
     return Views(groups.ordinals[number][keep], types[keep], slots, variants)
 
 
-def evaluation_views(groups: GroupSet, number: int, num_slots: int, variant: int = 0, draw: int = 0) -> Views:
+def evaluation_views(
+    groups: GroupSet, number: int, num_slots: int, variant: int = 0, draw: int = 0, hide_types: bool = False
+) -> Views:
     """One group at test time: all views in canonical order, of each the same variant (0: the plain map)."""
-    ordinals = groups.ordinals[number]
+    ordinals, types = groups.ordinals[number], groups.view_types[number]
     slots = fixed_slots(len(ordinals), num_slots, draw)
-    return Views(ordinals, groups.view_types[number], slots, np.full_like(ordinals, variant))
+    return Views(
+        ordinals, np.full_like(types, UNKNOWN) if hide_types else types, slots, np.full_like(ordinals, variant)
+    )
 
 
 def make_buckets(

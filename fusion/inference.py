@@ -48,7 +48,8 @@ def predict_groups(
         draw: Which of the fixed assignments to slots.
     """
     own = np.arange(len(groups))[accelerator.process_index :: accelerator.num_processes]
-    views = [evaluation_views(groups, int(number), config.model.num_slots, variant, draw) for number in own]
+    num_slots, hide_types = config.model.num_slots, config.grouping.hide_types
+    views = [evaluation_views(groups, int(number), num_slots, variant, draw, hide_types) for number in own]
     buckets = list(make_passes(config.model, own, views, config.max_views_per_forward or 4 * config.batch_size))
     model.eval()
     plans = ((bucket, *maps_of([bucket])) for bucket in buckets)

@@ -45,8 +45,9 @@ def write_results(
 
     Args:
         manifest: The cached images.
-        logits: "fusion": logits of each split's groups; "single", if trained: of each split's single images; "frozen",
-            after the joint phase: of the fusion model it started from, for one more row of the table.
+        logits: "fusion" and, if trained, "mlp": logits of each split's groups; "single", if trained: of each split's
+            single images; "frozen", after the joint phase: of the fusion model it started from, for one more row of the
+            table.
     """
     out_dir = config.result_dir
     full = read_manifest(config.run_dir / "manifest.csv")
@@ -64,12 +65,15 @@ def write_results(
         return gate(baseline_groups(name, sigmoid(images[source][split]), sets[split]))
 
     source = max(images, key=lambda source: group_map(baseline("mean", source, "val"), sets["val"]))
-    best = max(BASELINES, key=lambda name: group_map(baseline(name, source, "val"), sets["val"]))
+    on_val = {name: baseline(name, source, "val") for name in BASELINES}
+    scores: Scores = {name: baseline(name, source, "test") for name in BASELINES}
+    if "mlp" in logits:
+        on_val["mlp"], scores["mlp"] = (gate(sigmoid(logits["mlp"][split])) for split in ("val", "test"))
+    best = max(on_val, key=lambda name: group_map(on_val[name], sets["val"]))
     if config.evaluation.normal_gate != "off":
         plain = {name: baseline_groups(name, sigmoid(images[source]["val"]), sets["val"]) for name in BASELINES}
         for line in gate_lines(config, plain | {"fusion": sigmoid(logits["fusion"]["val"])}, sets["val"], gate):
             log(line)
-    scores: Scores = {name: baseline(name, source, "test") for name in BASELINES}
     if "frozen" in logits:
         scores["frozen"] = gate(sigmoid(logits["frozen"]["test"]))
     scores["fusion"] = sigmoid(fused["test"])

@@ -45,6 +45,7 @@ from fusion.grouping import (
 )
 from fusion.inference import forward, predict_finally, predict_groups
 from fusion.model import FusionModel
+from fusion.pooled_mlp import mlp_logits
 from fusion.published import PublishedFusion
 from fusion.results import say_next, write_results
 
@@ -86,6 +87,8 @@ def run(config: FusionConfig, resolved_yaml: str, last_words: bool = True) -> No
             logits["single"] = train_and_predict(
                 stage_two, resolved_yaml, singles, manifest, cache, accelerator, log, "single_image"
             )
+        if accelerator.is_main_process and config.pooled_mlp:
+            logits["mlp"] = mlp_logits(stage_two, sets, manifest, cache, log)
         if accelerator.is_main_process and not (config.joint.run and (config.stage_dir / "metrics.json").exists()):
             write_results(stage_two, manifest, cache, sets, logits, log)
             if last_words and not config.joint.run:

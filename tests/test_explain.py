@@ -176,7 +176,10 @@ def test_training_mode_is_refused():
 def test_a_footprint_is_where_the_picture_changes_without_its_finding():
     pictures = list(cohort_pictures((6, 2, 8), seed=3))
     picture, name = next(
-        (p, name) for p in pictures for name in ("Pleural Effusion", "Nodule") if visible_bodies(p.study.findings, name, p.view)
+        (p, name)
+        for p in pictures
+        for name in ("Pleural Effusion", "Nodule")
+        if visible_bodies(p.study.findings, name, p.view)
     )
     body, footprints = locate(picture, [name, "Edema"], 64)
     assert set(footprints) >= {name}
