@@ -237,7 +237,7 @@ def test_the_command_leaves_a_result_beside_the_frozen_fusion_and_is_recognised_
     for unit in ("images", "groups"):
         assert "fusion - frozen" in report[unit]["differences"]
         assert report[unit]["methods"]["frozen"]["mAP"] == former[unit]["methods"]["fusion"]["mAP"]
-        assert report[unit]["methods"]["mean"] == former[unit]["methods"]["mean"]
+        assert report[unit]["methods"]["mean"]["mAP"] == former[unit]["methods"]["mean"]["mAP"]
     assert "frozen" in (folder / "table.txt").read_text()
     for split in ("val", "test"):
         ids, values, _ = read_predictions(folder / f"predictions_{split}.csv")
