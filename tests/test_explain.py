@@ -230,6 +230,7 @@ def make_trained_run(run_dir):
     model = make_model(num_classes=len(CLASSES))
     text = yaml.safe_dump({"model": {"width": 24, "depth": 1, "num_heads": 3, "num_slots": S, "head": HEAD}})
     files = {"model.safetensors": model.state_dict(), "config.yaml": text, "classes.json": {"classes": list(CLASSES)}}
+    files["preprocessing.json"] = Preprocessing(size=24).to_dict()
     save_folder(run_dir / "fusion" / "best", files)
     return manifest
 
