@@ -12,17 +12,22 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.transforms import Preprocessing
+from extract.heads.csra import CSRA, MultiHeadCSRA
+from extract.heads.linear import LinearHead
 from extract.heads.ml_decoder import MLDecoder
 from fusion.model import FusionModel
+
+MAPPED = (LinearHead, CSRA, MultiHeadCSRA)
+"""Heads whose logit is a mean over positions, so that each position's part can be told."""
 
 
 def heat_methods(model: FusionModel) -> tuple[str, ...]:
     """The methods of `heat_maps` that a model's head allows."""
-    methods = {"attention": isinstance(model.head, MLDecoder), "class_maps": hasattr(model.head, "class_maps")}
+    methods = {"attention": isinstance(model.head, MLDecoder), "class_maps": isinstance(model.head, MAPPED)}
     return (*(name for name, fits in methods.items() if fits), "grad_cam")
 
 
@@ -87,12 +92,12 @@ def attention_maps(
     Classes that share a query (more than 100 classes) share its map. Attention says where a class reads, neither
     whether it found something nor for or against; tokens have already heard the other views.
 
-    Raises:
-        AttributeError: the head is no ML-Decoder.
+    For an ML-Decoder only.
     """
-    attention = decoder_attention(model.head, head_tokens(model, maps, view_types, slots)).mean(dim=1)
-    per_query = model.head.class_weight.shape[2]
-    query_of_class = torch.arange(model.head.num_classes, device=attention.device) // per_query
+    head = model.head
+    assert isinstance(head, MLDecoder), "only an ML-Decoder has queries"
+    attention = decoder_attention(head, head_tokens(model, maps, view_types, slots)).mean(dim=1)
+    query_of_class = torch.arange(head.num_classes, device=attention.device) // head.class_weight.shape[2]
     return _per_view(attention[:, query_of_class], model, maps.shape[1])
 
 
@@ -100,16 +105,14 @@ def attention_maps(
 def class_maps(
     model: FusionModel, maps: Float[Tensor, "G V H W D"], view_types: Int[Tensor, "G V"], slots: Int[Tensor, "G V"]
 ) -> Float[Tensor, "G C V h w"]:
-    """What each position adds to each logit; the mean over all views and positions is the logit.
-
-    Raises:
-        AttributeError: the head has no class maps (CSRA and linear heads do).
-    """
-    return _per_view(model.head.class_maps(head_tokens(model, maps, view_types, slots)), model, maps.shape[1])
+    """What each position adds to each logit; the mean over all views and positions is the logit. For `MAPPED` heads."""
+    head = model.head
+    assert isinstance(head, MAPPED), "this head has no class maps"
+    return _per_view(head.class_maps(head_tokens(model, maps, view_types, slots)), model, maps.shape[1])
 
 
 def grad_cam(
-    model: FusionModel,
+    model: nn.Module,
     maps: Float[Tensor, "G V H W D"],
     view_types: Int[Tensor, "G V"],
     slots: Int[Tensor, "G V"],
@@ -152,5 +155,5 @@ def to_pixels(heat: Float[Tensor, "*n h w"], image: Preprocessing, height: int, 
 
 
 def _per_view(values: Float[Tensor, "G C T"], model: FusionModel, num_views: int) -> Float[Tensor, "G C V h w"]:
-    height, width, _ = model.position_code.shape
+    height, width, _ = model.get_buffer("position_code").shape
     return values.unflatten(2, (num_views, height, width))

@@ -22,7 +22,7 @@ from torch import nn
 from data.phantom.listing import Picture
 from data.phantom.location import locate, read_pictures
 from data.runs import Log
-from fusion.explain import heat_maps, heat_methods
+from fusion.explain import MAPPED, heat_maps, heat_methods
 from fusion.grouping import GroupSet
 from fusion.stage_one import load_head
 from fusion.trained import TrainedFusion, load_trained
@@ -83,7 +83,7 @@ def point(
     if not present:
         return
     heat = {method: heat_maps(method, trained.model, *inputs, present)[0] for method in heat_methods(trained.model)}
-    if hasattr(head, "class_maps"):
+    if isinstance(head, MAPPED):
         maps = inputs[0][0]  # (V, H, W, D)
         with torch.inference_mode():
             of_views = head.class_maps(maps.flatten(1, 2)).unflatten(2, maps.shape[1:3])  # (V, C, H, W)

@@ -28,11 +28,8 @@ class TrainedFusion:
     manifest: Manifest
     """The images that the cache holds."""
     cache: FeatureCache
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How images became the backbone's input; says where a map's cells lie in an image."""
-        return Preprocessing.from_dict(self.cache.identity.preprocessing)
+    preprocessing: Preprocessing
+    """How images became the backbone's input; says where a map's cells lie in an image."""
 
     def groups_of_split(self, split: str) -> tuple[Manifest, GroupSet]:
         """The images of a split, and its groups, whose rows count within it."""
@@ -69,4 +66,6 @@ def load_trained(run_dir: Path, name: str = "fusion", cache_dir: Path | None = N
         raise InputError(f"{best}: has {len(classes)} classes, other ones than manifest.csv; rerun train_fusion.py")
     model = FusionModel(config.model, cache.identity.map_shape, len(classes)).eval()
     load_weights(model, load_tensors(best / "model.safetensors"), str(best))
-    return TrainedFusion(config, model, manifest, cache)
+    return TrainedFusion(
+        config, model, manifest, cache, Preprocessing.from_dict(load_json(best / "preprocessing.json"))
+    )
