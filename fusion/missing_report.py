@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="compare_missing_views.py",
         description="mAP when views are missing at test time: fusion and every baseline on the same groups and views.",
     )
-    parser.add_argument("--run_dir", type=list[Path], nargs="+", required=True, help="finished runs: one, or its seeds")
+    parser.add_argument("--run_dir", type=Path, nargs="+", required=True, help="finished runs: one, or its seeds")
     parser.add_argument("--name", type=str, default="fusion", help="stage two's folder in each run")
     parser.add_argument(
         "--cache_dir", type=Path | None, default=None, help="feature cache (default: as it was trained)"
@@ -52,6 +52,7 @@ def compare_missing_views(
     folder = out or run_dir[0] / "missing_views"
     report = compare_missing([load_run(path, name, cache_dir) for path in run_dir], replicates)
     lines = table_lines(report)
+    folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "missing_views.json", json.dumps(report, indent=1))
     atomic_write(folder / "missing_views.txt", "\n".join(lines) + "\n")
     plot(report, folder / "missing_views.png")
@@ -90,7 +91,6 @@ def plot(report: dict[str, Any], path: Path) -> None:
     methods = [m for m in STYLES if m in next(iter(parts.values()))["methods"]]
     handles = [left.plot([], [], linestyle="none", label=method, **STYLES[method])[0] for method in methods]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(methods), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
@@ -106,4 +106,4 @@ def panel(axis: Any, values: dict[str, dict[str, Any]], label: str, parts: dict[
             axis.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", zorder=-1)
     axis.axvline(0, color="black", linewidth=0.7)
     axis.set_yticks(range(len(values)), [f"{name}\n{parts[name]['groups']} groups" for name in values], fontsize=8)
-    axis.set(xlabel=label, ylim=(len(values) - 0.5, -0.5))
+    axis.set(xlabel=label, ylim=(max(1, len(values)) - 0.5, -0.5))

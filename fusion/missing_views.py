@@ -74,7 +74,7 @@ def conditions(groups: GroupSet) -> list[Condition]:
         Condition(
             "one at random" if most == 1 else f"{most} at random",
             every[count > most],
-            [[drawn_views(groups, g, most, draw) for g in every] for draw in range(DRAWS)],
+            [[drawn_views(groups, g, most, draw) for g in range(len(groups))] for draw in range(DRAWS)],
         )
         for most in AT_MOST
     ]

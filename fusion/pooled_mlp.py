@@ -21,7 +21,7 @@ from data.manifest import Manifest
 from data.order import derive_seed
 from data.runs import Log
 from data.sampling import epoch_draws
-from extract.checkpoint import check_folder, load_tensors, load_weights, save_folder
+from extract.checkpoint import Content, check_folder, load_tensors, load_weights, save_folder
 from extract.engine import build_optimizer, learning_rate, set_learning_rate, sigmoid
 from extract.losses import class_statistics, multilabel_loss
 from fusion.config import FusionConfig
@@ -68,7 +68,10 @@ def mlp_logits(
         model = load_mlp(folder, cache, len(manifest.classes))
     else:
         model = train_mlp(config, sets, cache, log)
-        files = {"model.safetensors": model.state_dict(), "classes.json": {"classes": list(manifest.classes)}}
+        files: dict[str, Content] = {
+            "model.safetensors": model.state_dict(),
+            "classes.json": {"classes": list(manifest.classes)},
+        }
         save_folder(folder, files)
     return {split: predict_mlp(config, model, sets[split], cache) for split in ("val", "test")}
 

@@ -97,7 +97,7 @@ def predict_views(manifest: Manifest, cache: FeatureCache) -> tuple[pd.DataFrame
     batches = [ordinals[at : at + BATCH] for at in range(0, len(ordinals), BATCH)]
     probabilities = np.concatenate([model.probabilities(pooled_images(cache, part)) for part in batches])
     best, confidence = model.views[probabilities.argmax(axis=1)], probabilities.max(axis=1)
-    thresholds = {int(v): choose_confidence(confidence[val], best[val], types[val], v) for v in model.views}
+    thresholds = {v: choose_confidence(confidence[val], best[val], types[val], v) for v in model.views.tolist()}
     sure = confidence >= np.array([thresholds[v] for v in best.tolist()])
     predicted = np.where(sure, best, UNKNOWN)
     table = manifest.images[["image_id", "view"]].assign(

@@ -142,7 +142,8 @@ def plot(table: dict[str, Any], path: Path) -> None:
     for y, (name, row) in enumerate(shown.items()):
         estimate, low, high = row[f"minus_{reference(name)}"]
         axis.plot(row["by_seed"], [y] * len(SEEDS), ".", color=GREY, markersize=4)
-        axis.errorbar(estimate, y, xerr=[[estimate - low], [high - estimate]], fmt="o", color=BLUE, markersize=5)
+        axis.plot([low, high], [y, y], color=BLUE, linewidth=1)  # an interval need not hold its estimate
+        axis.plot(estimate, y, "o", color=BLUE, markersize=5)
     axis.axvline(0, color="black", linewidth=0.7)
     axis.set_yticks(range(len(shown)), list(shown), fontsize=9)
     axis.set(xlabel="test mAP minus that of the reference", ylim=(len(shown) - 0.5, -0.5))

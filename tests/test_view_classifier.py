@@ -1,4 +1,4 @@
-"""Views from cached features: the fit against scikit-learn, the abstention against a slow loop, nothing learned of test."""
+"""Views from cached features: the fit against scikit-learn, abstention against a slow loop, nothing from test."""
 
 import json
 
