@@ -240,7 +240,7 @@ def score_condition(
         "fusion_minus": {m: interval(means.difference("fusion", m)) for m in methods if m != "fusion"},
     }
     for method in methods if not complete else ():
-        own = report["methods"][method]
+        own: dict[str, Any] = report["methods"][method]
         own["all_views"] = interval(means.interval(f"{method}, all views"))
         own["minus_all_views"] = interval(means.difference(method, f"{method}, all views"))
         own["by_run_and_draw"] = seed_differences(result, runs_of[method], runs_of[f"{method}, all views"])
