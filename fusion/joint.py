@@ -242,7 +242,8 @@ def predict_groups(phase: Phase, split: str, model: nn.Module, draw: int = 0) ->
     """
     config, groups, accelerator = phase.config, phase.sets[split], phase.accelerator
     own = np.arange(len(groups))[accelerator.process_index :: accelerator.num_processes]
-    views = [evaluation_views(groups, int(number), config.model.num_slots, draw=draw) for number in own]
+    num_slots, hide_types = config.model.num_slots, config.grouping.hide_types
+    views = [evaluation_views(groups, int(number), num_slots, draw=draw, hide_types=hide_types) for number in own]
     buckets = list(make_buckets(own, views, config.max_views_per_forward or 4 * config.batch_size))
     requests = [phase.requests(split, bucket) for bucket in buckets]
     dataset = ImageDataset(phase.images[split], phase.stage_one.image)

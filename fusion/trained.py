@@ -40,7 +40,9 @@ class TrainedFusion:
         self, groups: GroupSet, number: int
     ) -> tuple[Float[Tensor, "1 V H W D"], Int[Tensor, "1 V"], Int[Tensor, "1 V"]]:
         """One group as the model is asked at test time: plain maps in canonical order, view types, slots."""
-        views = evaluation_views(groups, number, self.config.model.num_slots)
+        views = evaluation_views(
+            groups, number, self.config.model.num_slots, hide_types=self.config.grouping.hide_types
+        )
         maps = torch.from_numpy(self.cache.read(views.ordinals)).to(torch.get_default_dtype())
         return maps[None], torch.from_numpy(views.view_types)[None], torch.from_numpy(np.asarray(views.slots))[None]
 
