@@ -173,7 +173,7 @@ def draw_group(
         images,
         [f"{VIEWS[t]} {v + 1}" for v, t in enumerate(types)],
         pixels,
-        [f"{names[c]}\np = {probabilities[c]:.2f}\n{known(groups.labels[number, c])}" for c in chosen],
+        [f"{names[c]}\np = {probabilities[c]:.2f}\n{known(float(groups.labels[number, c]))}" for c in chosen],
         [
             [f"adds {shares[v, c]:+.2f}, {amounts[k, v]:.0%} of heat" for v in range(len(rows))]
             for k, c in enumerate(chosen)

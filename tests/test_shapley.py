@@ -116,7 +116,6 @@ def test_sampled_shares_come_closer_to_the_exact_ones_with_more_orders():
         for n in (16, 640)
     )
     assert many < 0.3 * few  # the square root of 40 promises 0.16
-    assert many < 0.04
 
 
 def test_sampled_shares_depend_on_the_seed_alone(model):
