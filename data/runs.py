@@ -46,6 +46,11 @@ def run_command(main: Callable[[], None], run_dir: Path | None = None) -> None:
     follow_launcher()
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush at the exit
+        end_workers()
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except BaseException as error:
         line = _one_line(error)
         if line is None:

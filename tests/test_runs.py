@@ -38,6 +38,18 @@ def holder(tmp_path):
     process.communicate()
 
 
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_a_reader_that_leaves_early_gets_no_traceback(size):
+    code = f"from data.runs import run_command; run_command(lambda: print('x' * {size}))"
+    command = [sys.executable, "-c", "import sys; sys.stdin.read();" + code]
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    process.stdout.close()
+    process.stdout = None
+    assert process.communicate("")[1] == ""
+    assert process.returncode == 141
+
+
 def test_a_folder_made_before_a_key_existed_goes_on_while_the_key_has_its_default(tmp_path):
     keep_config(tmp_path, "a: 1\n", {})
     for _ in range(2):
