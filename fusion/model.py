@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from data.views import VIEWS
 from extract.heads import HeadConfig, build_head
+from fusion.experts import ExpertAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,10 @@ class ModelConfig:
     num_slots: int = 16
     """Segment embeddings; a group with more views uses them in rounds, nothing is dropped."""
 
+    experts: int = 0
+    """View-specific experts before the transformer, mixed by each view's type and content (fusion/experts.py); 0: none.
+    """
+
     dropout: float = 0.1
     """Dropout after attention and in the feed-forward layers of the transformer."""
 
@@ -53,15 +58,18 @@ class ModelConfig:
             raise ValueError(f"model.num_heads={self.num_heads} does not divide model.width={self.width}")
         if self.num_slots < 1:
             raise ValueError(f"model.num_slots must be at least 1, got {self.num_slots}")
+        if self.experts < 0:
+            raise ValueError(f"model.experts must be 0 or more, got {self.experts}")
         if self.head.mixes_samples:  # a group may be alone in its forward pass, as groups of many views often are
             raise ValueError(
                 f"model.head: {self.head.kind} with BatchNorm makes a group's logits depend on the other groups; choose"
                 " csra without head.batch_norm, csra_multihead, ml_decoder or linear"
             )
-        if self.kind == "published" and (self.token_stride != 2 or self.head.kind != "ml_decoder"):
+        found = (self.token_stride, self.head.kind, self.experts)
+        if self.kind == "published" and found != (2, "ml_decoder", 0):
             raise ValueError(
-                "model.kind published has model.token_stride 2 and model.head.kind ml_decoder, got"
-                f" {self.token_stride} and {self.head.kind}"
+                "model.kind published has model.token_stride 2, model.head.kind ml_decoder and no model.experts, got"
+                f" {found[0]}, {found[1]} and {found[2]}"
             )
 
 
@@ -74,7 +82,7 @@ class FusionModel(nn.Module):
     other numbers of views go through in forward passes of their own.
 
     A token is its map vector (normalised, projected) + where it lies (rows and columns) + the embedding of its
-    view's slot + the embedding of its view's type.
+    view's slot + the embedding of its view's type; experts for views, where asked for, are the first layer over them.
 
     Args:
         map_shape: (H, W, D) of the cached maps.
@@ -94,6 +102,7 @@ class FusionModel(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.num_heads, config.dropout) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(width)
         self.head = build_head(config.head, width, num_classes)
+        self.experts = ExpertAdapter(width, config.experts) if config.experts else None
 
     def forward(
         self,
@@ -110,7 +119,10 @@ class FusionModel(nn.Module):
         """
         x = self.project(self.norm_in(mean_pooled(maps, self.pool))) + self.position_code  # (G, V, H, W, E)
         of_view = self.slot_embedding[slots] + self.view_embedding[view_types]  # (G, V, E)
-        x = (x + of_view[:, :, None, None]).flatten(1, 3)  # (G, V*T, E)
+        x = (x + of_view[:, :, None, None]).flatten(2, 3)  # (G, V, T, E)
+        if self.experts is not None:
+            x = self.experts(x, view_types)
+        x = x.flatten(1, 2)  # (G, V*T, E)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm_out(x))

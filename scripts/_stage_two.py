@@ -60,6 +60,7 @@ def preprocessing(size: int) -> Preprocessing:
 
 def make_work(folder: Path, size: int, batch_size: int, num_batches: int) -> Work:
     """Write images, run the backbone once, write the caches."""
+    folder.mkdir()
     rng = np.random.default_rng(0)
     counts = rng.choice([1, 2, 3, 4], size=batch_size * num_batches, p=VIEWS_PER_GROUP)
     ends = np.cumsum(counts)
@@ -85,7 +86,7 @@ def write_images(folder: Path, size: int, count: int) -> list[Path]:
     rng, paths = np.random.default_rng(1), []
     for n in range(count):
         pixels = np.roll(small[n % 4], n, axis=1) * 255 + rng.normal(0, 2, (size, size))
-        paths.append(folder / f"{size}_{n}.jpg")
+        paths.append(folder / f"{n}.jpg")
         Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8)).save(paths[-1], quality=95)
     return paths
 

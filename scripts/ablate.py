@@ -1,4 +1,4 @@
-"""What each part of fusion is worth: views in training, segments, shuffling, types, dropout, depth, heads, losses.
+"""What parts of fusion are worth: views in training, segments, shuffling, types, depth, experts, heads, losses.
 
     python scripts/ablate.py                              # after the demo, 1 to 2 hours on two cores; it resumes
     python scripts/ablate.py --only "no types" "depth 0"  # a look at some of them, not kept
@@ -40,12 +40,11 @@ CELLS: dict[str, list[object]] = {
     "view dropout 0": ["--grouping.view_dropout", 0.0],
     "view dropout 0.3": ["--grouping.view_dropout", 0.3],
     **{f"depth {n}": ["--model.depth", n] for n in (0, 1, 4)},
+    **{f"{n} experts": ["--model.experts", n] for n in (2, 4)},
     "head csra": ["--model.head.kind", "csra"],
     "head csra_multihead": ["--model.head.kind", "csra_multihead"],
     "head linear": ["--model.head.kind", "linear"],
-    **{
-        f"loss {kind}": ["--loss.kind", kind] for kind in ("weighted_bce", "asl", "weighted_asl", "focal", "db", "ldam")
-    },
+    **{f"loss {kind}": ["--loss.kind", kind] for kind in LOSSES},
     BY_PATIENT: PATIENT,
     **{f"patients, {n} view{'s' * (n > 1)}": [*PATIENT, "--grouping.max_views", n] for n in (1, 2, 4, 6, 8)},
 }

@@ -30,35 +30,16 @@ import numpy as np
 import torch
 from _stage_two import MEAN, NUM_CLASSES, STD, Work, cached, make_work, recomputed
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from extract.heads import HeadConfig, build_head
+from extract.heads import HeadConfig
 from fusion.grouping import maps_of
 from fusion.model import FusionModel, ModelConfig
+from fusion.published import MAX_VIEWS, PublishedFusion
 
-MAX_VIEWS = 4  # of the published module
 HEAD = HeadConfig(kind="ml_decoder", width=768, num_heads=8, dropout=0.0)
 LR = 1e-4
-
-
-class Published(nn.Module):
-    """The published module's operations and sizes: attention at equal token positions over the batch, padding to 4."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(768, 768, 3, stride=2, padding=1)
-        layer = nn.TransformerEncoderLayer(768, 8, dim_feedforward=2048, dropout=0.0)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.padding, self.segment = nn.Parameter(torch.randn(1, 768)), nn.Parameter(torch.randn(MAX_VIEWS, 1, 768))
-        self.head = build_head(HEAD, 768, NUM_CLASSES)
-
-    def forward(self, maps: Tensor, places: Tensor, num_groups: int) -> Tensor:
-        """Logits; `places` says which of the 4 * num_groups views each map is."""
-        tokens = self.conv(maps.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-        padded = self.padding.expand(num_groups * MAX_VIEWS, tokens.shape[1], -1).clone()
-        padded = padded.index_put((places,), tokens).unflatten(0, (num_groups, MAX_VIEWS)) + self.segment
-        return self.head(self.encoder(padded.flatten(1, 2)))
 
 
 class Packed:
@@ -89,32 +70,42 @@ class Packed:
 
 
 class Recompute:
-    """The published step."""
+    """The published step, with the published module (fusion/published.py) and keys and values of every token."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
         torch.manual_seed(0)
-        self.model = Published()
+        config = ModelConfig(kind="published", width=768, depth=2, num_heads=8, token_stride=2, dropout=0.0, head=HEAD)
+        self.model = PublishedFusion(config, work.caches[1].identity.map_shape, NUM_CLASSES)
+        self.model.head.attention.absorbing_pays = lambda *_: False  # as released
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
 
     def step(self, step: int) -> None:
         """Decode into a stack of 4 views per study, run the backbone on the real ones, train the fusion module."""
-        numbers, size = self.work.batch(step), self.work.size
-        pixels = torch.zeros(len(numbers) * MAX_VIEWS, 3, size, size)
+        numbers = self.work.batch(step)
+        pixels, slots = self.decode(numbers)
+        present = slots >= 0
+        with torch.no_grad():
+            real = self.work.backbone(pixels[present].contiguous(memory_format=torch.channels_last))
+        maps = real.new_zeros(*slots.shape, *real.shape[1:])
+        maps[present] = real
+        logits = self.model(maps, torch.zeros_like(slots), slots)
+        F.binary_cross_entropy_with_logits(logits, torch.from_numpy(self.work.groups.labels[numbers])).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def decode(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Pixels (G, 4, 3, h, w) of some studies and slots (G, 4), -1 where there is no view."""
+        size = self.work.size
         mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-        places = []
+        pixels = torch.zeros(len(numbers), MAX_VIEWS, 3, size, size)
+        slots = torch.full((len(numbers), MAX_VIEWS), -1)
         for group, number in enumerate(numbers):
             for view, ordinal in enumerate(self.work.groups.ordinals[number]):
                 with Image.open(self.work.paths[ordinal]) as image:
                     rgb = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-                places.append(group * MAX_VIEWS + view)
-                pixels[places[-1]] = (rgb.float() / 255 - mean) / std
-        with torch.no_grad():
-            maps = self.work.backbone(pixels[places].contiguous(memory_format=torch.channels_last))
-        logits = self.model(maps, torch.tensor(places), len(numbers))
-        F.binary_cross_entropy_with_logits(logits, torch.from_numpy(self.work.groups.labels[numbers])).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+                pixels[group, view], slots[group, view] = (rgb.float() / 255 - mean) / std, view
+        return pixels, slots
 
 
 def ways_of(work: Work) -> dict[str, Callable[[int], object]]:
@@ -191,7 +182,7 @@ def main() -> None:
     numbers: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size, (batch_size, num_batches) in sizes.items():
-            work = make_work(Path(folder), size, batch_size, num_batches)
+            work = make_work(Path(folder) / str(size), size, batch_size, num_batches)
             numbers |= ratios(size, measure(work, rounds[size]))
             if size == 224 or not options.quick:
                 numbers[f"max_loss_difference_{size}"] = loss_difference(work, 3 if options.quick else 20)

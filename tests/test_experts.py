@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from data.views import VIEWS
+from extract.heads import HeadConfig
 from fusion.experts import ExpertAdapter
+from fusion.model import FusionModel, ModelConfig
 
 G, V, T, E, K, R = 2, 3, 5, 8, 4, 6
 
@@ -86,3 +88,21 @@ def test_a_new_adapter_starts_to_learn_at_its_last_weights(x, types):
 def test_no_expert_is_refused():
     with pytest.raises(ValueError, match=r"model\.experts must be at least 1"):
         ExpertAdapter(E, 0)
+
+
+def fusion_model(experts):
+    torch.manual_seed(0)
+    config = ModelConfig(width=E, num_heads=2, experts=experts, head=HeadConfig(width=10, num_heads=2))
+    return FusionModel(config, (5, 3, 7), 6).eval()
+
+
+def test_the_fusion_model_starts_as_if_it_had_none_and_then_uses_them(types):
+    maps, slots = torch.randn(G, V, 5, 3, 7), torch.arange(V).expand(G, V)
+    plain, mixed = fusion_model(0), fusion_model(K)
+    assert set(mixed.state_dict()) - set(plain.state_dict()) == {f"experts.{n}" for n in mixed.experts.state_dict()}
+    assert torch.equal(mixed(maps, types, slots), plain(maps, types, slots))
+    torch.nn.init.normal_(mixed.experts.up.weight, std=0.5)
+    together = mixed(maps, types, slots)
+    assert (together - plain(maps, types, slots)).abs().max() > 1e-2
+    alone = torch.cat([mixed(maps[g : g + 1], types[g : g + 1], slots[g : g + 1]) for g in range(G)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)

@@ -351,7 +351,8 @@ def test_64_tokens_per_view_cost_a_fourth_of_256_at_most():
         ({"width": 22}, "model.width must be a multiple of 4, got 22"),
         ({"width": 24, "num_heads": 5}, "model.num_heads=5 does not divide model.width=24"),
         ({"num_slots": 0}, "model.num_slots must be at least 1, got 0"),
-        ({"kind": "published"}, "model.kind published has model.token_stride 2 and model.head.kind ml_decoder, got 1"),
+        ({"experts": -1}, "model.experts must be 0 or more, got -1"),
+        ({"kind": "published"}, "model.token_stride 2, model.head.kind ml_decoder and no model.experts, got 1, ml_d"),
     ],
 )
 def test_a_size_that_does_not_fit_is_named(values, names):
