@@ -38,11 +38,11 @@ def keep_scores(path: Path, groups: GroupSet, scores: Scores, single: Float[np.n
     Args:
         single: In manifest order.
     """
-    arrays = {f"groups/{name}": values for name, values in scores.items()}
+    arrays: dict[str, np.ndarray] = {f"groups/{name}": values for name, values in scores.items()}
     arrays |= {"images/single": single[np.concatenate(groups.rows)], "labels": groups.labels}
-    ids = {"group_id": np.array(groups.ids, str), "patient_id": np.array(groups.patient_ids, str)}
+    arrays |= {"group_id": np.array(groups.ids, str), "patient_id": np.array(groups.patient_ids, str)}
     content = io.BytesIO()
-    np.savez(content, **arrays, **ids, num_views=groups.num_views)
+    np.savez(content, allow_pickle=False, **arrays, num_views=groups.num_views)
     atomic_write(path, content.getvalue())
 
 
