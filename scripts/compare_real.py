@@ -1,9 +1,9 @@
-"""Fusion on a small folder of public X-rays: by study and by patient, 5 splits of its patients, each with its own backbone.
+"""Fusion on a folder of public X-rays: by study and by patient, 5 splits of its patients, each with its own backbone.
 
     python scripts/compare_real.py --images FOLDER            # metadata.csv inside; about 30 minutes; it resumes
     python scripts/compare_real.py --images FOLDER --check    # one cell again, compared with the kept table
 
-Classes with at least 20 positives; a group is positive if any of its images is labelled so. Patients of one split's test
+Classes with at least 20 positives; a group is positive if any of its images is labelled so. Patients of one test set
 are in another's training, so no interval is given for the mean over splits: each split has its own, paired by patient.
 Sources differ in disease, view and camera at once, so average precision is also given within each source.
 """
