@@ -48,16 +48,14 @@ def main() -> None:
 
 
 def logits(run: FinishedRun, groups: GroupSet, batch_size: int) -> np.ndarray:
-    """Of some groups, `batch_size` of them in a forward pass of the published wiring, as many views in one of ours."""
-    views = 4 * batch_size if run.config.model.kind == "published" else batch_size
-    config = replace(run.config, max_views_per_forward=views)
-    return predict_groups(config, groups, run.cache, run.model, run.accelerator)
+    """Of some groups, at most 4 * batch_size views in a forward pass, padding included."""
+    return predict_groups(replace(run.config, batch_size=batch_size), groups, run.cache, run.model, run.accelerator)
 
 
 def others(run: FinishedRun, run_dir: Path, arm: str) -> Iterator[tuple[str, np.ndarray]]:
     """The same predictions, made in other circumstances."""
     for size in BATCH_SIZES:
-        yield f"{size} in a forward pass", logits(run, run.test, size)
+        yield f"batches of {size}", logits(run, run.test, size)
     everything = [np.ones(len(rows), dtype=bool) for rows in run.test.rows]
     for seed in range(ORDERS):
         order = np.random.default_rng(seed).permutation(len(run.test))
