@@ -55,8 +55,10 @@ def default_values(config_class: type) -> dict[str, Any]:
 
 
 def spell_out_flags(words: list[str], config_class: Any) -> list[str]:
-    """``--trial`` alone, followed by no value, means ``--trial true``."""
+    """``--trial`` alone, followed by no value, means ``--trial true``; a section's name alone, its ``run``."""
     flags = {f"--{part.name}" for part in dataclasses.fields(config_class) if part.type is bool}
+    phases = {f"--{part.name}" for part in dataclasses.fields(config_class) if hasattr(part.type, "run")}
+    words = [f"{word}.run=true" if word in phases else word for word in words]
     pairs = itertools.zip_longest(words, words[1:])
     return [f"{word}=true" if word in flags and after not in ("true", "false") else word for word, after in pairs]
 

@@ -27,6 +27,7 @@ Item = TypeVar("Item")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "numpy", "pandas", "pydicom", "imagecodecs")
 HARMLESS_KEYS = {  # may change between two starts of one run: training does not depend on them
     *("num_workers", "run_dir", "max_rejected", "save_steps", "dry_run", "trial", "resume"),
+    *("joint.run", "joint.num_workers"),
     *("template", "test_table", "truth_dir", "bootstrap_replicates"),
     *(f"evaluation.{name}" for name in ("augment", "slot_draws", "normal_gate", "normal_class")),
     *(f"cache.{name}" for name in ("dtype", "pool", "flip", "augmented", "shard_megabytes", "batch_size")),
@@ -103,11 +104,12 @@ def follow_launcher() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def keep_config(stage_dir: Path, resolved_yaml: str, defaults: dict[str, Any]) -> None:
+def keep_config(stage_dir: Path, resolved_yaml: str, defaults: dict[str, Any], later: str | None = None) -> None:
     """Save a stage's resolved configuration as ``config.yaml``, or check that it is the one already there.
 
     Args:
         defaults: Values of keys that a folder does not know because it was made before they existed.
+        later: Section about a later phase, on which nothing in this folder depends.
 
     Raises:
         InputError: the folder belongs to another configuration; the message names the first key that differs.
@@ -124,6 +126,8 @@ def keep_config(stage_dir: Path, resolved_yaml: str, defaults: dict[str, Any]) -
         raise InputError(f"{path}: not readable; delete {stage_dir} to start anew")
     former, wanted = flatten(tree), flatten(yaml.safe_load(resolved_yaml))
     for key in sorted((former.keys() | wanted.keys()) - HARMLESS_KEYS):
+        if later is not None and key.startswith(f"{later}."):
+            continue
         if (found := former.get(key, defaults.get(key))) != wanted.get(key):
             raise InputError(
                 f"{path}: this run was made with {key}={found!r}, now it is {wanted.get(key)!r}; "

@@ -64,7 +64,7 @@ class Preprocessing:
 
     def resized(self, image: Float[np.ndarray, "H W"]) -> Float[Tensor, "1 S S"]:
         """Resize with an antialiasing triangle filter; grey values stay in [0, 1]."""
-        height, width = self._inner_size(*image.shape)
+        height, width = self.inner_size(*image.shape)
         tensor = resize(torch.from_numpy(np.require(image, np.float32, ["C", "W"])), height, width)[None]
         if self.intensity == "percentile":  # before padding, which must not count
             tensor = _stretched(tensor)
@@ -101,7 +101,7 @@ class Preprocessing:
         """SHA-256 of the canonical JSON, in hexadecimal."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    def _inner_size(self, height: int, width: int) -> tuple[int, int]:
+    def inner_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that the image itself gets inside the square."""
         if self.resize == "stretch":
             return self.size, self.size

@@ -146,9 +146,17 @@ def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the mean of their running statistics (BatchNorm)."""
+    """Give all processes the mean of their running statistics (BatchNorm).
+
+    Parts in evaluation mode keep theirs to the bit, which the mean of three equal numbers would not.
+    """
     saved = model.state_dict().keys()
-    buffers = [buffer for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()]
+    still = {id(buffer) for part in model.modules() if not part.training for buffer in part.buffers(recurse=False)}
+    buffers = [
+        buffer
+        for name, buffer in model.named_buffers()
+        if name in saved and buffer.is_floating_point() and id(buffer) not in still
+    ]
     if accelerator.num_processes == 1 or not buffers:
         return
     mean = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")

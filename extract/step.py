@@ -82,7 +82,8 @@ def take_step(
     norm = accelerator.clip_grad_norm_(state.model.parameters(), config.clip_norm or float("inf"))
     skipped = leave_out(norm, state, names)
     if config.clip_agc:
-        body = [weight for name, weight in state.plain_model.named_parameters() if not name.startswith("head.")]
+        named = state.plain_model.named_parameters()
+        body = [weight for name, weight in named if not name.removeprefix("fusion.").startswith("head.")]
         adaptive_clip_grad(body, config.clip_agc)
     # A gradient scaler leaves a non-finite step out itself, and learns from it.
     if accelerator.scaler is not None or not skipped:

@@ -5,7 +5,7 @@ views, C classes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from data.manifest import Manifest
 from data.order import derive_seed, visit_seed
 from data.views import VIEWS
 from fusion.config import GroupingConfig
+from fusion.model import ModelConfig
+from fusion.published import MAX_VIEWS
 
 UNKNOWN = VIEWS.index("UNKNOWN")
 
@@ -126,7 +128,7 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class Bucket:
-    """Groups with equally many views, ready for a forward pass."""
+    """Groups with equally many views, ready for a forward pass; the published module's are padded to as many."""
 
     groups: Int[np.ndarray, "G"]
     """Numbers into the group set."""
@@ -170,17 +172,26 @@ def training_views(
     num_views = len(groups.ordinals[number])
     keep = rng.random(num_views) >= config.view_dropout
     keep[rng.integers(num_views)] |= not keep.any()
-    types = np.where(rng.random(num_views) < config.type_dropout, UNKNOWN, groups.view_types[number])
-    slots = shuffled_slots(int(keep.sum()), num_slots, rng)
+    hidden = (rng.random(num_views) < config.type_dropout) | config.hide_types
+    types = np.where(hidden, UNKNOWN, groups.view_types[number])
+    if config.max_views and keep.sum() > config.max_views:
+        kept = rng.choice(np.flatnonzero(keep), config.max_views, replace=False)
+        keep = np.isin(np.arange(num_views), kept)
+    count = int(keep.sum())
+    slots = shuffled_slots(count, num_slots, rng) if config.shuffle else slots_in_order(count, num_slots)
     variants = rng.integers(num_variants if config.draw_variants else 1, size=len(slots))
     return Views(groups.ordinals[number][keep], types[keep], slots, variants)
 
 
-def evaluation_views(groups: GroupSet, number: int, num_slots: int, variant: int = 0, draw: int = 0) -> Views:
+def evaluation_views(
+    groups: GroupSet, number: int, num_slots: int, variant: int = 0, draw: int = 0, hide_types: bool = False
+) -> Views:
     """One group at test time: all views in canonical order, of each the same variant (0: the plain map)."""
-    ordinals = groups.ordinals[number]
+    ordinals, types = groups.ordinals[number], groups.view_types[number]
     slots = fixed_slots(len(ordinals), num_slots, draw)
-    return Views(ordinals, groups.view_types[number], slots, np.full_like(ordinals, variant))
+    return Views(
+        ordinals, np.full_like(types, UNKNOWN) if hide_types else types, slots, np.full_like(ordinals, variant)
+    )
 
 
 def make_buckets(
@@ -203,6 +214,32 @@ def make_buckets(
             part = places[start : start + size]
             ordinals, types, slots, variants = (np.stack([views[p][i] for p in part]) for i in range(4))
             yield Bucket(numbers[part], ordinals, variants, torch.from_numpy(types), torch.from_numpy(slots))
+
+
+def make_passes(
+    model: ModelConfig, numbers: Int[np.ndarray, "G"], views: list[Views], max_views: int = 0
+) -> Iterator[Bucket]:
+    """The forward passes of some groups, as the configured model takes them; arguments as of `make_buckets`."""
+    if model.kind == "fusion":
+        yield from make_buckets(numbers, views, max_views)
+        return
+    padded = [padded_views(part) for part in views]
+    for bucket in make_buckets(np.arange(len(numbers)), padded, max_views):
+        yield replace(bucket, groups=numbers[bucket.groups])
+
+
+def padded_views(views: Views) -> Views:
+    """A group as the published module takes it: the first four views by slot, absent ones marked by slot -1.
+
+    Slots are drawn anew at each training visit, which makes the four random, as published; at test time they are in
+    canonical order, where the release draws again. An absent view's map is the first one's, read but not looked at.
+    """
+    order = np.argsort(views.slots, kind="stable")[:MAX_VIEWS]
+    taken = np.pad(order, (0, MAX_VIEWS - len(order)), mode="edge")
+    place = np.arange(MAX_VIEWS)
+    return Views(
+        views.ordinals[taken], views.view_types[taken], np.where(place < len(order), place, -1), views.variants[taken]
+    )
 
 
 def maps_of(buckets: list[Bucket]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:

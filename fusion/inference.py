@@ -16,7 +16,7 @@ from data.storage import decode_maps
 from extract.engine import gather_rows, sigmoid
 from fusion.config import FusionConfig
 from fusion.evaluation import average_logits, evaluation_passes
-from fusion.grouping import Bucket, GroupSet, evaluation_views, make_buckets, maps_of
+from fusion.grouping import Bucket, GroupSet, evaluation_views, make_passes, maps_of
 from fusion.scoring import group_map
 
 
@@ -48,8 +48,9 @@ def predict_groups(
         draw: Which of the fixed assignments to slots.
     """
     own = np.arange(len(groups))[accelerator.process_index :: accelerator.num_processes]
-    views = [evaluation_views(groups, int(number), config.model.num_slots, variant, draw) for number in own]
-    buckets = list(make_buckets(own, views, config.max_views_per_forward or 4 * config.batch_size))
+    num_slots, hide_types = config.model.num_slots, config.grouping.hide_types
+    views = [evaluation_views(groups, int(number), num_slots, variant, draw, hide_types) for number in own]
+    buckets = list(make_passes(config.model, own, views, config.max_views_per_forward or 4 * config.batch_size))
     model.eval()
     plans = ((bucket, *maps_of([bucket])) for bucket in buckets)
     stream = cache.stream(plans, accelerator.device, config.num_workers)

@@ -14,11 +14,16 @@ from torch.nn import functional as F
 
 from data.views import VIEWS
 from extract.heads import HeadConfig, build_head
+from fusion.experts import ExpertAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Fusion transformer and head."""
+
+    kind: Literal["fusion", "published"] = "fusion"
+    """published: CheXFusion's module as released, faults and all (fusion/published.py), only to compare with. It pads
+    every group to four views, drops more, has no view types, and takes a batch as one forward pass."""
 
     width: int = 192
     """Features of a token inside the transformer (E); a multiple of 4, for the two-dimensional position code."""
@@ -29,11 +34,16 @@ class ModelConfig:
     num_heads: int = 6
     """Attention heads per layer; divides `width`."""
 
-    token_stride: Literal[1, 2] = 1
-    """2: a 3x3 convolution with stride 2 quarters the tokens of a map, as published; 1: every map position a token."""
+    token_stride: Literal[1, 2, 4] = 1
+    """1: every map position a token. 2: a 3x3 convolution with stride 2, as published, a quarter of the tokens.
+    4: the mean of each 4x4 positions, as if the cache held pooled maps; a sixteenth of the tokens."""
 
     num_slots: int = 16
     """Segment embeddings; a group with more views uses them in rounds, nothing is dropped."""
+
+    experts: int = 0
+    """View-specific experts before the transformer, mixed by each view's type and content (fusion/experts.py); 0: none.
+    """
 
     dropout: float = 0.1
     """Dropout after attention and in the feed-forward layers of the transformer."""
@@ -48,10 +58,18 @@ class ModelConfig:
             raise ValueError(f"model.num_heads={self.num_heads} does not divide model.width={self.width}")
         if self.num_slots < 1:
             raise ValueError(f"model.num_slots must be at least 1, got {self.num_slots}")
+        if self.experts < 0:
+            raise ValueError(f"model.experts must be 0 or more, got {self.experts}")
         if self.head.mixes_samples:  # a group may be alone in its forward pass, as groups of many views often are
             raise ValueError(
                 f"model.head: {self.head.kind} with BatchNorm makes a group's logits depend on the other groups; choose"
                 " csra without head.batch_norm, csra_multihead, ml_decoder or linear"
+            )
+        found = (self.token_stride, self.head.kind, self.experts)
+        if self.kind == "published" and found != (2, "ml_decoder", 0):
+            raise ValueError(
+                "model.kind published has model.token_stride 2, model.head.kind ml_decoder and no model.experts, got"
+                f" {found[0]}, {found[1]} and {found[2]}"
             )
 
 
@@ -64,7 +82,7 @@ class FusionModel(nn.Module):
     other numbers of views go through in forward passes of their own.
 
     A token is its map vector (normalised, projected) + where it lies (rows and columns) + the embedding of its
-    view's slot + the embedding of its view's type.
+    view's slot + the embedding of its view's type; experts for views, where asked for, are the first layer over them.
 
     Args:
         map_shape: (H, W, D) of the cached maps.
@@ -73,19 +91,18 @@ class FusionModel(nn.Module):
     def __init__(self, config: ModelConfig, map_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         H, W, D = map_shape
-        width = config.width
+        width, stride = config.width, config.token_stride
+        self.pool = stride if stride == 4 else 1
         self.norm_in = nn.LayerNorm(D)
-        if config.token_stride == 1:
-            self.project: nn.Module = nn.Linear(D, width)
-        else:
-            self.project = StridedProjection(D, width)
-            H, W = -(-H // 2), -(-W // 2)
+        self.project: nn.Module = StridedProjection(D, width) if stride == 2 else nn.Linear(D, width)
+        H, W = -(-H // stride), -(-W // stride)
         self.register_buffer("position_code", position_code(H, W, width), persistent=False)
         self.slot_embedding = nn.Parameter(torch.randn(config.num_slots, width) * 0.02)
         self.view_embedding = nn.Parameter(torch.randn(len(VIEWS), width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, config.num_heads, config.dropout) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(width)
         self.head = build_head(config.head, width, num_classes)
+        self.experts = ExpertAdapter(width, config.experts) if config.experts else None
 
     def forward(
         self,
@@ -100,12 +117,26 @@ class FusionModel(nn.Module):
             view_types: Numbers into `VIEWS`.
             slots: Numbers below `num_slots`.
         """
-        x = self.project(self.norm_in(maps)) + self.position_code  # (G, V, H, W, E)
+        x = self.project(self.norm_in(mean_pooled(maps, self.pool))) + self.position_code  # (G, V, H, W, E)
         of_view = self.slot_embedding[slots] + self.view_embedding[view_types]  # (G, V, E)
-        x = (x + of_view[:, :, None, None]).flatten(1, 3)  # (G, V*T, E)
+        x = (x + of_view[:, :, None, None]).flatten(2, 3)  # (G, V, T, E)
+        if self.experts is not None:
+            x = self.experts(x, view_types)
+        x = x.flatten(1, 2)  # (G, V*T, E)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm_out(x))
+
+
+def mean_pooled(maps: Float[Tensor, "G V H W D"], size: int) -> Float[Tensor, "G V h w D"]:
+    """Means of `size` x `size` neighbours; the last row and column of sizes that do not divide are means of fewer.
+
+    Before the norm and the projection, which are then done for the means alone.
+    """
+    if size == 1:
+        return maps
+    x = F.avg_pool2d(maps.flatten(0, 1).permute(0, 3, 1, 2), size, ceil_mode=True)
+    return x.permute(0, 2, 3, 1).unflatten(0, maps.shape[:2])
 
 
 class StridedProjection(nn.Module):

@@ -26,7 +26,7 @@ from fusion.ceilings import fusion_ceiling, perception_ceiling, read_visibility
 from fusion.config import FusionConfig
 from fusion.evaluation import gate_logits, gate_normal
 from fusion.grouping import GroupSet
-from fusion.scoring import Scores, group_map, score, table_lines
+from fusion.scoring import Scores, group_map, keep_scores, score, table_lines
 from fusion.stage_one import stage_one_logits
 
 Logits = dict[str, np.ndarray]
@@ -45,9 +45,11 @@ def write_results(
 
     Args:
         manifest: The cached images.
-        logits: "fusion": logits of each split's groups; "single", if trained: of each split's single images.
+        logits: "fusion" and, if trained, "mlp": logits of each split's groups; "single", if trained: of each split's
+            single images; "frozen", after the joint phase: of the fusion model it started from, for one more row of the
+            table.
     """
-    out_dir = config.run_dir / config.name
+    out_dir = config.result_dir
     full = read_manifest(config.run_dir / "manifest.csv")
     fused = {
         split: gate_logits(values, manifest.classes, config.evaluation) for split, values in logits["fusion"].items()
@@ -63,15 +65,22 @@ def write_results(
         return gate(baseline_groups(name, sigmoid(images[source][split]), sets[split]))
 
     source = max(images, key=lambda source: group_map(baseline("mean", source, "val"), sets["val"]))
-    best = max(BASELINES, key=lambda name: group_map(baseline(name, source, "val"), sets["val"]))
+    on_val = {name: baseline(name, source, "val") for name in BASELINES}
+    scores: Scores = {name: baseline(name, source, "test") for name in BASELINES}
+    if "mlp" in logits:
+        on_val["mlp"], scores["mlp"] = (gate(sigmoid(logits["mlp"][split])) for split in ("val", "test"))
+    best = max(on_val, key=lambda name: group_map(on_val[name], sets["val"]))
     if config.evaluation.normal_gate != "off":
         plain = {name: baseline_groups(name, sigmoid(images[source]["val"]), sets["val"]) for name in BASELINES}
         for line in gate_lines(config, plain | {"fusion": sigmoid(logits["fusion"]["val"])}, sets["val"], gate):
             log(line)
-    scores: Scores = {name: baseline(name, source, "test") for name in BASELINES}
+    if "frozen" in logits:
+        scores["frozen"] = gate(sigmoid(logits["frozen"]["test"]))
     scores["fusion"] = sigmoid(fused["test"])
     rules = add_ceilings(config, manifest, sets, images[source], scores)
-    report = score(config, manifest, sets["test"], scores, gate(sigmoid(images[source]["test"])), best)
+    single = gate(sigmoid(images[source]["test"]))
+    keep_scores(out_dir / "scores_test.npz", sets["test"], scores, single)
+    report = score(config, manifest, sets["test"], scores, single, best)
     report |= {"baseline_head": source, "best_baseline_on_validation": best, "fusion_ceiling_rules": rules}
     report["evaluation"] = asdict(config.evaluation)
     atomic_write(out_dir / "metrics.json", json.dumps(report, indent=1))

@@ -3,13 +3,16 @@
 G groups, N images, C classes.
 """
 
+import io
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from data.bootstrap import BootstrapResult, Interval, patient_bootstrap, ratio_interval
+from data.files import atomic_write
 from data.manifest import Manifest
 from data.metrics import mean_defined, per_class, summary
 from extract.engine import groups_of
@@ -24,6 +27,23 @@ Scores = dict[str, np.ndarray]
 def group_map(probabilities: Float[np.ndarray, "G C"], groups: GroupSet) -> float:
     """Macro mAP over groups."""
     return mean_defined(per_class(probabilities, groups.labels).ap)
+
+
+def keep_scores(path: Path, groups: GroupSet, scores: Scores, single: Float[np.ndarray, "N C"]) -> None:
+    """Write ``scores_test.npz``: what every method of the table says, for whoever compares them further.
+
+    Arrays: "groups/<method>" (G, C); "images/single" (N, C), each image's own prediction, group by group; "labels" (G,
+    C), NaN where unknown; "group_id", "patient_id", "num_views" (G).
+
+    Args:
+        single: In manifest order.
+    """
+    arrays: dict[str, np.ndarray] = {f"groups/{name}": values for name, values in scores.items()}
+    arrays |= {"images/single": single[np.concatenate(groups.rows)], "labels": groups.labels}
+    arrays |= {"group_id": np.array(groups.ids, str), "patient_id": np.array(groups.patient_ids, str)}
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays, num_views=groups.num_views)
+    atomic_write(path, content.getvalue())
 
 
 def score(
@@ -100,6 +120,8 @@ def table_lines(report: dict[str, Any], config: FusionConfig) -> list[str]:
         f"Test split, groups are {'studies' if by == 'study' else 'patients'}; mAP [95 % interval by patient"
         f" bootstrap], baselines from the {report['baseline_head']}."
     ]
+    if "frozen" in report["groups"]["methods"]:
+        lines.append("fusion: after the joint phase, from images; frozen: before it, from cached maps.")
     if absent:
         lines.append(f"Without a positive and left out of every mean: {', '.join(absent)}.")
     for unit, title in (("images", "image rows, as the challenge scores"), ("groups", f"groups ({by})")):

@@ -6,6 +6,7 @@ G groups of a batch, V views, C classes. Batches are global: the same groups sha
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,19 +32,20 @@ from extract.engine import finish_epoch, groups_of, make_accelerator, make_state
 from extract.losses import class_statistics, multilabel_loss
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
-from fusion.config import FusionConfig
+from fusion.config import FusionConfig, JointConfig
 from fusion.grouping import (
     Bucket,
     GroupSet,
     cached_manifest,
-    make_buckets,
     make_groups,
+    make_passes,
     maps_of,
     single_images,
     training_views,
 )
 from fusion.inference import forward, predict_finally, predict_groups
-from fusion.model import FusionModel
+from fusion.pooled_mlp import mlp_logits
+from fusion.published import build_model
 from fusion.results import say_next, write_results
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
@@ -72,22 +74,34 @@ def run(config: FusionConfig, resolved_yaml: str, last_words: bool = True) -> No
         manifest.require_splits()
         refuse_trained_patients(manifest, cache)
         if accelerator.is_main_process:
-            keep_config(config.run_dir / config.name, resolved_yaml, default_values(FusionConfig))
+            keep_config(config.stage_dir, resolved_yaml, default_values(FusionConfig), later="joint")
         accelerator.wait_for_everyone()
         sets = {
             split: make_groups(manifest.of_split(split), cache, config.grouping) for split in ("train", "val", "test")
         }
-        logits = {"fusion": train_and_predict(config, resolved_yaml, sets, manifest, cache, accelerator, log)}
+        stage_two = stage_two_alone(config)
+        logits = {"fusion": train_and_predict(stage_two, resolved_yaml, sets, manifest, cache, accelerator, log)}
         if config.retrain_single:
             singles = {split: single_images(groups) for split, groups in sets.items()}
             logits["single"] = train_and_predict(
-                config, resolved_yaml, singles, manifest, cache, accelerator, log, "single_image"
+                stage_two, resolved_yaml, singles, manifest, cache, accelerator, log, "single_image"
             )
-        if accelerator.is_main_process:
-            write_results(config, manifest, cache, sets, logits, log)
-            if last_words:
+        if accelerator.is_main_process and config.pooled_mlp:
+            logits["mlp"] = mlp_logits(stage_two, sets, manifest, cache, log)
+        if accelerator.is_main_process and not (config.joint.run and (config.stage_dir / "metrics.json").exists()):
+            write_results(stage_two, manifest, cache, sets, logits, log)
+            if last_words and not config.joint.run:
                 say_next(config, log)
         accelerator.wait_for_everyone()
+        if config.joint.run:
+            from fusion.joint import run_joint  # it imports this module
+
+            run_joint(config, resolved_yaml, sets, manifest, cache, logits, accelerator, log)
+
+
+def stage_two_alone(config: FusionConfig) -> FusionConfig:
+    """The same without the joint phase, which is what `resume` speaks of if there is one."""
+    return replace(config, joint=JointConfig(), resume=None) if config.joint.run else config
 
 
 def rehearse(config: FusionConfig, resolved_yaml: str, accelerator: Accelerator) -> None:
@@ -165,7 +179,7 @@ def train_and_predict(
 def build_state(config: FusionConfig, cache: FeatureCache, num_classes: int, accelerator: Accelerator) -> TrainingState:
     """Model, optimizer and average at their seeded start."""
     torch.manual_seed(derive_seed("weights", config.seed) % 2**32)
-    model = FusionModel(config.model, cache.identity.map_shape, num_classes).to(accelerator.device)
+    model = build_model(config.model, cache.identity.map_shape, num_classes).to(accelerator.device)
     return make_state(model, config, accelerator)
 
 
@@ -234,5 +248,5 @@ def plan_steps(
             training_views(groups, n, config.grouping, config.model.num_slots, config.seed, epoch, num_variants, copy)
             for n, copy in zip(draws.items.tolist(), draws.copies.tolist(), strict=True)
         ]
-        buckets = list(make_buckets(draws.items, views, config.max_views_per_forward))
+        buckets = list(make_passes(config.model, draws.items, views, config.max_views_per_forward))
         yield (buckets, bool(len(share))), *maps_of(buckets)

@@ -1,13 +1,20 @@
 """The promises of the fusion model, each with a test that fails when it is broken."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.views import VIEWS
 from extract.heads import HeadConfig
 from extract.losses import ClassStatistics, LossConfig, multilabel_loss
-from fusion.model import FusionModel, ModelConfig, position_code
+from fusion.grouping import Views, make_buckets
+from fusion.model import FusionModel, ModelConfig, mean_pooled, position_code
+from tests.launch import ROOT
 
 H, W, D, C, S = 3, 2, 5, 7, 6  # all different, so that swapped axes cannot pass by luck
 CONFIG = ModelConfig(width=24, depth=2, num_heads=3, num_slots=S, head=HeadConfig(width=18, num_heads=2))
@@ -116,7 +123,7 @@ def test_view_type_and_slot_are_inputs(model, what):
     assert (model(maps, types, slots) - model(maps, other_types, other_slots)).abs().min(dim=1).values.max() > 1e-4
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 4])
 @pytest.mark.parametrize("head", ["ml_decoder", "linear"])
 def test_every_trainable_parameter_gets_a_gradient(stride, head):
     torch.manual_seed(0)
@@ -163,16 +170,59 @@ def test_attention_equals_a_slow_loop_over_heads_and_tokens(model):
     torch.testing.assert_close(block.attend(x), block.out(slow), rtol=0, atol=1e-6)
 
 
-def test_attention_memory_does_not_grow_with_the_square_of_the_tokens():
-    """64 views of 16 x 16 tokens: full attention weights alone would be 6 heads x 16384^2 x 4 bytes = 6.4 GB."""
-    import resource
+PEAK_MEMORY = """
+import resource, torch
+from extract.heads import HeadConfig
+from fusion.model import FusionModel, ModelConfig
 
-    config = ModelConfig(width=24, depth=1, num_heads=6, head=HeadConfig(width=18, num_heads=2))
-    model = FusionModel(config, (16, 16, 4), C).eval()
+config = ModelConfig(width=24, depth=1, num_heads=6, head=HeadConfig(width=18, num_heads=2))
+model = FusionModel(config, (8, 8, 4), 7)
+for num_views in (1, 64):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with torch.inference_mode():
-        model(torch.randn(1, 64, 16, 16, 4), torch.zeros(1, 64, dtype=torch.long), torch.arange(64)[None] % 16)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
+    slots = torch.arange(num_views)[None] % 16
+    model(torch.randn(1, num_views, 8, 8, 4), slots % 3, slots).square().sum().backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1000)
+"""
+
+
+def in_a_process_of_its_own(code):
+    """Without jaxtyping's hook, and with a peak of memory that no other test has set; what it printed."""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
+
+
+def test_training_memory_does_not_grow_with_the_square_of_the_tokens():
+    """64 views of 8 x 8 tokens: full attention weights alone would be 6 heads x 4096^2 x 4 bytes = 403 MB."""
+    assert int(in_a_process_of_its_own(PEAK_MEMORY)) < 150  # MB
+
+
+COMPILED = """
+import torch
+from torch._dynamo.utils import counters
+from extract.heads import HeadConfig
+from fusion.model import FusionModel, ModelConfig
+
+torch.manual_seed(0)
+config = ModelConfig(width=24, num_heads=3, head=HeadConfig(width=18, num_heads=2, dropout=0.0), dropout=0.0)
+model = FusionModel(config, (9, 8, 10), 7)
+compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+for G, V in ((11, 2), (4, 3), (3, 6), (2, 4)):  # no size equals another: torch would take them for one
+    slots = torch.arange(V).expand(G, V)
+    maps, ends = torch.randn(G, V, 9, 8, 10), []
+    for each in (model, compiled):
+        model.zero_grad()
+        logits = each(maps, slots % 5, slots)
+        logits.square().sum().backward()
+        ends.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
+    for a, b in zip(*ends):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+print(counters["stats"]["unique_graphs"])
+"""
+
+
+def test_it_compiles_as_one_graph_for_any_number_of_groups_and_views():
+    assert int(in_a_process_of_its_own(COMPILED)) == 1
 
 
 def test_shape_annotations_are_checked_in_tests(model):
@@ -181,12 +231,128 @@ def test_shape_annotations_are_checked_in_tests(model):
         model(maps, types, slots[:2])
 
 
+VIEW_COUNTS = [1, 3, 2, 1, 4, 2, 1]
+
+
+def packed_logits(model, bank, groups):
+    """Logits of groups of unequal size, as training computes them."""
+    views = [Views(*(part.numpy() for part in group), np.zeros(len(group[0]), dtype=int)) for group in groups]
+    logits = [None] * len(groups)
+    for bucket in make_buckets(np.arange(len(groups)), views):
+        out = model(bank[torch.from_numpy(bucket.ordinals)], bucket.view_types, bucket.slots)
+        for place, number in enumerate(bucket.groups):
+            logits[number] = out[place]
+    return torch.stack(logits)
+
+
+def masked_attention(q, k, v, hidden, num_heads):
+    """Written out: q (G, Q, E), k and v (G, N, E), `hidden` (G, N)."""
+    parts = []
+    for one_q, one_k, one_v in zip(*(x.chunk(num_heads, dim=-1) for x in (q, k, v)), strict=True):
+        scores = torch.einsum("gqd,gnd->gqn", one_q, one_k) / one_q.shape[-1] ** 0.5
+        parts.append(scores.masked_fill(hidden[:, None], float("-inf")).softmax(-1) @ one_v)
+    return torch.cat(parts, dim=-1)
+
+
+def padded_logits(model, bank, groups):
+    """The slow form that packing replaces: groups padded with noise to the largest, and masked."""
+    G, most = len(groups), max(len(group[0]) for group in groups)
+    maps, hidden = 9 * torch.randn(G, most, H, W, D), torch.ones(G, most, dtype=torch.bool)
+    types, slots = torch.randint(len(VIEWS), (G, most)), torch.randint(S, (G, most))
+    for g, (ordinals, of_types, of_slots) in enumerate(groups):
+        n = len(ordinals)
+        maps[g, :n], types[g, :n], slots[g, :n], hidden[g, :n] = bank[ordinals], of_types, of_slots, False
+    hidden = hidden.repeat_interleave(H * W, dim=1)
+    x = model.project(model.norm_in(maps)) + model.position_code
+    x = x + (model.slot_embedding[slots] + model.view_embedding[types])[:, :, None, None]
+    x = x.reshape(G, most * H * W, -1)
+    for block in model.blocks:
+        q, k, v = block.query_key_value(block.norm_attention(x)).chunk(3, dim=-1)
+        x = x + block.out(masked_attention(q, k, v, hidden, block.num_heads))
+        x = x + block.feed_forward(block.norm_feed_forward(x))
+    head = model.head
+    tokens = torch.relu(head.embed(model.norm_out(x)))
+    queries = head.norm_queries(2 * head.queries).expand(G, -1, -1)
+    k, v = head.attention.key_value(tokens).chunk(2, dim=-1)
+    gathered = masked_attention(head.attention.query(queries), k, v, hidden, head.attention.num_heads)
+    y = head.norm_gathered(queries + head.attention.out(gathered))
+    y = head.norm_out(y + head.feed_forward(y))
+    return torch.einsum("gqw,qwc->gqc", y, head.class_weight).flatten(1)[:, :C] + head.class_bias
+
+
+def test_packing_equals_the_masked_and_padded_form_forward_and_backward(model):
+    bank, groups = torch.randn(sum(VIEW_COUNTS), H, W, D), []
+    for ordinals in torch.arange(len(bank)).split(VIEW_COUNTS):
+        groups.append((ordinals, torch.randint(len(VIEWS), ordinals.shape), torch.randperm(S)[: len(ordinals)]))
+    weights, ends = torch.randn(len(groups), C), []
+    for form in (packed_logits, padded_logits):
+        model.zero_grad()
+        logits = form(model, bank, groups)
+        (logits * weights).sum().backward()
+        ends.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+        ends[-1]["logits"] = logits.detach()
+    assert len(ends[0]) > 30
+    for name, expected in ends[1].items():
+        atol = 1e-5 * max(1, float(expected.abs().max()))
+        torch.testing.assert_close(ends[0][name], expected, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_packing_does_no_work_on_padding():
+    with torch.device("meta"):
+        model = FusionModel(CONFIG, (H, W, D), C).eval()
+
+    def flops(num_groups, num_views):
+        inputs = torch.empty(num_groups, num_views, dtype=torch.long, device="meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.empty(*inputs.shape, H, W, D, device="meta"), inputs, inputs)
+        return counter.get_total_flops()
+
+    views = [Views(*[np.zeros(count, dtype=int)] * 4) for count in VIEW_COUNTS]
+    packed = sum(flops(*bucket.ordinals.shape) for bucket in make_buckets(np.arange(len(views)), views))
+    assert packed <= sum(flops(1, count) for count in VIEW_COUNTS)  # less: the queries are shared
+    assert flops(len(views), 4) > 1.7 * packed
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (6, 5)])
+def test_tokens_of_stride_4_are_those_of_a_pooled_cache(shape):
+    maps = torch.randn(2, 3, *shape, D)
+    pooled = torch.stack(
+        [
+            torch.stack([maps[:, :, y : y + 4, x : x + 4].mean(dim=(2, 3)) for x in range(0, shape[1], 4)], dim=2)
+            for y in range(0, shape[0], 4)
+        ],
+        dim=2,
+    )
+    torch.testing.assert_close(mean_pooled(maps, 4), pooled, rtol=0, atol=1e-6)
+    sizes = {"width": 24, "num_heads": 3, "head": HeadConfig(width=18, num_heads=2)}
+    cheap = FusionModel(ModelConfig(token_stride=4, **sizes), (*shape, D), C).eval()
+    plain = FusionModel(ModelConfig(**sizes), (*pooled.shape[2:4], D), C).eval()
+    plain.load_state_dict(cheap.state_dict())
+    _, types, slots = make_groups(2, 3)
+    torch.testing.assert_close(cheap(maps, types, slots), plain(pooled, types, slots), rtol=0, atol=1e-5)
+
+
+def test_64_tokens_per_view_cost_a_fourth_of_256_at_most():
+    counts = {}
+    for stride in (2, 4):
+        sizes = {"width": 768, "num_heads": 8, "head": HeadConfig(width=768, num_heads=8)}
+        with torch.device("meta"):
+            model = FusionModel(ModelConfig(token_stride=stride, **sizes), (32, 32, 768), 26).eval()
+            types = torch.empty(1, 1, dtype=torch.long)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                model(torch.empty(1, 1, 32, 32, 768), types, types)
+        counts[stride] = counter.get_total_flops()
+    assert counts[2] > 4 * counts[4]
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [
         ({"width": 22}, "model.width must be a multiple of 4, got 22"),
         ({"width": 24, "num_heads": 5}, "model.num_heads=5 does not divide model.width=24"),
         ({"num_slots": 0}, "model.num_slots must be at least 1, got 0"),
+        ({"experts": -1}, "model.experts must be 0 or more, got -1"),
+        ({"kind": "published"}, "model.token_stride 2, model.head.kind ml_decoder and no model.experts, got 1, ml_d"),
     ],
 )
 def test_a_size_that_does_not_fit_is_named(values, names):

@@ -19,7 +19,7 @@ from tests.launch import ROOT
 from tests.make_data import make_run
 
 STAGE_TWO_OF = {
-    "cxr_lt_2023": ["cxr_lt_2023"],
+    "cxr_lt_2023": ["cxr_lt_2023", "cxr_lt_2023_cheap"],
     "cxr_lt_2026_mimic": ["cxr_lt_2026"],
     "cxr_lt_2026_padchest": ["cxr_lt_2026"],
     "cxr_lt_2026_padchest_as_coded": ["cxr_lt_2026"],

@@ -11,7 +11,7 @@ Axes: **G** groups, **D** features (twice the channels of a map), **E** features
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int
 
 from data.cache import FeatureCache
 from data.errors import InputError
@@ -28,16 +28,33 @@ def pooled_groups(cache: FeatureCache, groups: GroupSet) -> Float32[np.ndarray, 
         InputError: Maps of other backbones among them, whose features do not compare.
     """
     ordinals = np.concatenate(groups.ordinals)
+    require_one_backbone(cache, ordinals)
+    return mean_of_views(pooled_images(cache, ordinals), groups.num_views)
+
+
+def require_one_backbone(cache: FeatureCache, ordinals: Int[np.ndarray, "n"]) -> None:
+    """Refuse maps of several backbones, whose features do not compare.
+
+    Raises:
+        InputError: names the cache and counts the maps.
+    """
     if (folds := cache.index.fold[ordinals]).any():
         raise InputError(
             f"{cache.folder}: {(folds > 0).sum()} of {len(folds)} maps come from other backbones, whose features do not"
             " compare; give a cache of one backbone with --cache_dir"
         )
-    images = np.concatenate(
-        [_pool(cache.read(ordinals[start : start + BATCH])) for start in range(0, len(ordinals), BATCH)]
-    )
-    starts = np.cumsum(groups.num_views) - groups.num_views
-    return np.add.reduceat(images, starts, axis=0) / groups.num_views[:, None].astype(np.float32)
+
+
+def pooled_images(cache: FeatureCache, ordinals: Int[np.ndarray, "n"], variant: int = 0) -> Float32[np.ndarray, "n D"]:
+    """Mean and maximum over each map, in the order given."""
+    parts = [_pool(cache.read(ordinals[at : at + BATCH], variant)) for at in range(0, len(ordinals), BATCH)]
+    return np.concatenate(parts) if parts else np.empty((0, 2 * cache.identity.map_shape[2]), dtype=np.float32)
+
+
+def mean_of_views(images: Float32[np.ndarray, "n D"], num_views: Int[np.ndarray, "G"]) -> Float32[np.ndarray, "G D"]:
+    """Mean over the views of each group, whose rows follow one another."""
+    starts = np.cumsum(num_views) - num_views
+    return np.add.reduceat(images, starts, axis=0) / num_views[:, None].astype(np.float32)
 
 
 def _pool(maps: Float[np.ndarray, "n H W channels"]) -> Float32[np.ndarray, "n D"]:
