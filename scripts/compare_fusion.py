@@ -6,7 +6,8 @@
 All on the demo's cached maps, groups are studies. Every seed trains our module, the same module with the published
 3x3 convolution of stride 2 (a quarter of the tokens), the published wiring on it (fusion/published.py), the module on
 single images as the baselines' head, and the MLP on pooled maps: same groups, epochs, loss, optimizer, schedule. "best"
-is per seed the baseline that was best on validation. Intervals come from patients; seeds are listed beside them.
+is per seed the baseline that was best on validation. Intervals come from patients; seeds are listed beside them. Then
+views are taken away from the test groups (fusion/missing_views.py), for our module and all baselines.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from data.manifest import read_manifest
 from data.seeds import mean_over_seeds, seed_differences
 from extract.checkpoint import load_json
 from fusion.ceilings import read_visibility
+from fusion.missing_report import plot, table_lines
+from fusion.missing_views import compare_missing, load_run
 
 SEEDS = (0, 1, 2, 3, 4)
 OURS, STRIDE_2, PUBLISHED = "fusion", "fusion, stride 2", "published wiring"
@@ -56,6 +59,10 @@ def main() -> None:
     record = tables(run_dir)
     print("\n".join(lines(record)))
     keep("compare_fusion", {"seeds": list(SEEDS)} | record)
+    missing = compare_missing([load_run(cell(run_dir, OURS, seed)) for seed in SEEDS])
+    print("\n".join(table_lines(missing)))
+    plot(missing, cell(run_dir, OURS, SEEDS[0]).parent / "missing_views.png")
+    keep("missing_views", {"seeds": list(SEEDS)} | missing)
 
 
 def cell(run_dir: Path, arm: str, seed: int, again: str = "") -> Path:
