@@ -1,8 +1,8 @@
 """Files that others found to be bad in public data sets, so that they are named rather than puzzled over.
 
 Whether a file can be read is always seen by reading it: "does not decode" may be one team's own copy, and a good copy
-is used. What decodes to an empty or blurred picture is not seen by reading; such images do not train or validate, but stay
-in the test split, where a challenge wants a prediction for every row.
+is used. What decodes to an empty or blurred picture is not seen by reading; such images do not train or validate, but
+stay in the test split, where a challenge wants a prediction for every row.
 """
 
 from pathlib import PurePosixPath

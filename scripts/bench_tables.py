@@ -3,8 +3,8 @@
     python scripts/bench_tables.py [--quick] [--out]
 
 Tables in each data set's own form are made up in a temporary folder: as many rows and columns as the real ones, ids of
-the same length, labels at about the same rates. Each is prepared by a process of its own; seconds are its wall time from
-start to end, beside them its CPU time (what counts where other work runs), and its peak resident memory. --quick: a
+the same length, labels at about the same rates. Each is prepared by a process of its own; seconds are its wall time,
+beside them its CPU time (what counts where other work runs), and its peak resident memory. --quick: a
 tenth of the rows.
 """
 

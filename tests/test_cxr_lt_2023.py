@@ -73,9 +73,12 @@ def test_column_order_prefixes_file_names_and_folder_forms_do_not_matter(tmp_pat
 
 
 def test_leading_zeros_and_odd_ids_stay(tmp_path, parts):
-    parts["train"]["dicom_id"] = "00" + parts["train"]["dicom_id"]
-    parts["train"]["subject_id"] = "0" + parts["train"]["subject_id"]
-    parts["train"]["study_id"] = parts["train"]["study_id"].str.replace("50000000", "study-s7")
+    train = parts["train"]
+    train["dicom_id"] = "00" + train["dicom_id"]
+    train["subject_id"] = "0" + train["subject_id"]
+    train["study_id"] = train["study_id"].str.replace("50000000", "study-s7")
+    folders = "files/p" + train["subject_id"].str[:2] + "/p" + train["subject_id"] + "/s" + train["study_id"]
+    train["path"] = folders + "/" + train["dicom_id"] + ".jpg"
     images = read(**write(tmp_path, parts)).images
     assert images["image_id"][0] == "0000000000-00000000-PA"
     assert images["patient_id"][0] == "010000000"
@@ -95,7 +98,7 @@ def test_a_blank_view_position_falls_back_to_the_code_meaning(tmp_path, parts):
 
 def test_an_unknown_view_position_is_named(tmp_path, parts):
     parts["test"].loc[3, "ViewPosition"] = "FRONT"
-    with pytest.raises(InputError, match=r"test\.csv, column 'ViewPosition': unknown ViewPosition 'FRONT'"):
+    with pytest.raises(InputError, match=r"test\.csv, row 5, column 'ViewPosition': unknown ViewPosition 'FRONT'"):
         read(**write(tmp_path, parts))
 
 
@@ -187,6 +190,7 @@ def test_faults_of_rows_are_named(tmp_path, parts):
         ("Hernia", "1", r"1 studies .* study_id 50000001 in 'Hernia' \(0 and 1\)"),
         ("path", "../x.jpg", r"train\.csv, row 4: path '\.\./x\.jpg'"),
         ("path", "/x.jpg", r"train\.csv, row 4: path"),
+        ("path", good["path"][0], r"train\.csv, row 4, column 'path': .* expected 'files/p10/p10000000/s50000001/0000"),
         ("dicom_id", good["dicom_id"][0], r"train\.csv, row 4: image_id .* occurs twice"),
         ("study_id", "50000010", "study_id 50000010 belongs to more than one patient"),
     ):

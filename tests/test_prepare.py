@@ -20,12 +20,16 @@ def labels(number: int) -> list[str]:
     return ["1" if c == number % 3 else "0" for c in range(26)]
 
 
+def place(n: int, view: str) -> str:
+    return f"files/p10/p1{n:07d}/s5{n:07d}/{n}{view}.jpg"
+
+
 def write_challenge(folder: Path, patients: dict[str, range]) -> None:
     """CXR-LT 2023 tables of one study with two images per patient, and an empty image tree."""
     (folder / "mimic-cxr-jpg" / "files").mkdir(parents=True)
     for name, numbers in patients.items():
         lines = [
-            [f"{n}{view}", f"1{n:07d}", f"5{n:07d}", view, "", f"files/{n}{view}.jpg", *labels(n)]
+            [f"{n}{view}", f"1{n:07d}", f"5{n:07d}", view, "", place(n, view), *labels(n)]
             for n in numbers
             for view in ("PA", "LATERAL")
         ]  # fmt: skip
@@ -142,7 +146,7 @@ def test_the_phantom_is_written_once_and_read_like_the_real_set(tmp_path, monkey
     assert calls == [{"num_studies": (12, 5, 7), "size": 32, "seed": 0}]
     manifest = read_manifest(tmp_path / "run" / "manifest.csv")
     assert set(manifest.images["source"]) == {"phantom"}
-    assert manifest.image_path(0) == tmp_path / "run" / "phantom" / "mimic-cxr-jpg" / "files" / "0PA.jpg"
+    assert manifest.image_path(0) == tmp_path / "run" / "phantom" / "mimic-cxr-jpg" / place(0, "PA")
     assert "already complete" in capsys.readouterr().out
     for studies in ("12,5", "a,b,c", "1,2,0", ""):
         with pytest.raises(SystemExit):

@@ -158,9 +158,13 @@ def _compare_with_release(challenge: Challenge, manifest: Manifest, split: str, 
         log.warning("%s: %d images; %s has %d", where, len(manifest), challenge.name, published)
     elif split == "train":
         found = dict(zip(manifest.classes, (manifest.labels == 1).sum(axis=0).tolist(), strict=True))
-        for name, positives in challenge.train_positives.items():
-            if found.get(name, positives) != positives:
-                log.warning("%s: %d images of %s; published are %d", where, found[name], name, positives)
+        differ = [name for name, number in challenge.train_positives.items() if found.get(name, number) != number]
+        if differ:
+            name, published = differ[0], challenge.train_positives[differ[0]]
+            log.warning(
+                "%s: %d classes have other numbers of images than published for %s, first %s: %d, published %d",
+                *(where, len(differ), challenge.name, name, found[name], published),
+            )
 
 
 def _without_overlap(parts: dict[str, Manifest], paths: dict[str, Path], overlap: str) -> dict[str, Manifest]:

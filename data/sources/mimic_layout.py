@@ -57,7 +57,7 @@ def image_paths(
     patients: Iterable[str], studies: Iterable[str], images: Iterable[str], suffix: str = ".jpg"
 ) -> list[str]:
     """The place of each image below the folder that holds `files/`, in MIMIC's layout."""
-    rows = zip(patients, studies, images, strict=True)
+    rows = zip(list(patients), list(studies), list(images), strict=True)
     return [f"files/p{patient[:2]}/p{patient}/s{study}/{image}{suffix}" for patient, study, image in rows]
 
 
