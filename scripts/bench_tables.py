@@ -20,9 +20,10 @@ from pathlib import Path
 import _bench
 import _root  # noqa: F401
 import numpy as np
+import pandas as pd
 
 from data.label_spaces import CXR_LT_2024_POSITIVES, CXR_LT_2024_TRAIN_IMAGES, MIMIC_CXR_CLASSES
-from data.sources.mimic_layout import image_paths
+from data.sources.mimic_layout import TABLE_NAMES, image_paths
 from data.tables import table_bytes
 
 PARTS = {"train": 258_871, "val": 39_293, "test": 78_946}  # CXR-LT 2024 task 1; together MIMIC-CXR-JPG
@@ -55,7 +56,8 @@ def write_cxr_lt_2024(folder: Path, share: float, rng: np.random.Generator) -> l
     rates = np.array(list(CXR_LT_2024_POSITIVES.values())) / CXR_LT_2024_TRAIN_IMAGES
     for number, (split, size) in enumerate(PARTS.items()):
         study, columns = make_ids(int(size * share), number * 1_000_000, rng)
-        columns["fpath"] = image_paths(columns["subject_id"], columns["study_id"], columns["dicom_id"])
+        ids = pd.DataFrame({ours: columns[theirs] for ours, theirs in TABLE_NAMES.items()})
+        columns["fpath"] = image_paths(ids)
         columns["study_id"] = [f"s{text}" for text in columns["study_id"]]
         labels = np.where(rng.random((study[-1] + 1, len(rates))) < rates, "1", "0")[study]
         columns |= dict(zip(CXR_LT_2024_POSITIVES, labels.T.tolist(), strict=True))

@@ -13,6 +13,7 @@ from data.groups import group_images
 from data.label_spaces import CXR_LT_2023_CLASSES
 from data.sources.cxr_lt_2023 import read
 from data.tables import write_table
+from tests.make_mimic import CLASSES_2023
 
 METADATA = ["dicom_id", "subject_id", "study_id", "ViewPosition", "ViewCodeSequence_CodeMeaning", "path"]
 
@@ -205,3 +206,37 @@ def test_studies_are_groups(tmp_path, parts):
     assert len(groups.ids) == 84
     assert {len(found) for found in groups.rows} == {2}
     assert groups.conflicts == 0
+
+
+def test_the_documented_rows_become_the_rows_written_by_hand(tmp_path):
+    """With and without `files/`, with and without `s`, blank and odd views, a byte order mark, CRLF."""
+    head = "dicom_id,subject_id,study_id,ViewPosition,ViewCodeSequence_CodeMeaning,path"
+    ids = [f"{n:08x}-11112222-33334444-55556666-77778888" for n in range(5)]
+    normal, fused = (
+        "0,0,0,0,0,0,0,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0,0,0",
+        "1,0,1,0,0,0,0,0,0,0,0,0,1,0,0,0,1" + ",0" * 9,
+    )
+    tables = {
+        "train": [
+            f"{ids[0]},10999991,59999991,PA,postero-anterior,files/p10/p10999991/s59999991/{ids[0]}.jpg,{normal}",
+            f"{ids[1]},10999991,59999991,LATERAL,lateral,p10/p10999991/s59999991/{ids[1]}.jpg,{normal}",
+        ],
+        "development": [f"{ids[2]},10999992,59999992,,,files/p10/p10999992/s59999992/{ids[2]}.jpg,{fused}"],
+        "test": [
+            f"{ids[3]},19999993,s59999993,AP AXIAL,,files/p19/p19999993/s59999993/{ids[3]}.jpg,{fused}",
+            f"{ids[4]},19999993,s59999993,,left lateral,files/p19/p19999993/s59999993/{ids[4]}.jpg,{fused}",
+        ],
+    }
+    (tmp_path / "files").mkdir()
+    (tmp_path / "cxr-lt-2023").mkdir()
+    for name, lines in tables.items():
+        text = "\r\n".join([f"{head},{CLASSES_2023}", *lines]) + "\r\n"
+        (tmp_path / "cxr-lt-2023" / f"{name}.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read(tmp_path, tmp_path).to_bytes().decode().splitlines() == [
+        f"image_id,study_id,patient_id,view,path,split,source,{CLASSES_2023}",
+        f"{ids[0]},59999991,10999991,PA,files/p10/p10999991/s59999991/{ids[0]}.jpg,train,cxr_lt_2023,{normal}",
+        f"{ids[1]},59999991,10999991,LATERAL,files/p10/p10999991/s59999991/{ids[1]}.jpg,train,cxr_lt_2023,{normal}",
+        f"{ids[2]},59999992,10999992,UNKNOWN,files/p10/p10999992/s59999992/{ids[2]}.jpg,val,cxr_lt_2023,{fused}",
+        f"{ids[3]},59999993,19999993,OTHER,files/p19/p19999993/s59999993/{ids[3]}.jpg,test,cxr_lt_2023,{fused}",
+        f"{ids[4]},59999993,19999993,LATERAL,files/p19/p19999993/s59999993/{ids[4]}.jpg,test,cxr_lt_2023,{fused}",
+    ]

@@ -12,6 +12,7 @@ from data.label_spaces import CXR_LT_2023_CLASSES
 from data.manifest import read_manifest
 from data.prepare import main
 from data.tables import write_table
+from tests.make_mimic import cxr_lt_2024_files, mimic_files, write_files
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "prepare.py"
 
@@ -175,3 +176,19 @@ def test_a_foreign_package_called_data_is_named(tmp_path, form):
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: the package 'data' comes from {tmp_path}/data")
+
+
+@pytest.mark.parametrize(
+    ("command", "images"),
+    [
+        ("cxr-lt-2024 --task=2 --images={0} --labels={0}", 7),
+        ("mimic-cxr-jpg --images={0} --uncertain=ones --not_mentioned=ignore --test_labels=radiologist", 9),
+        ("mimic-cxr --images={0} --tables={0} --labels=negbio", 10),
+    ],
+)
+def test_every_source_is_a_command_with_the_options_of_its_reader(tmp_path, capsys, command, images):
+    folder = write_files(tmp_path / "data", mimic_files() | cxr_lt_2024_files())
+    out = tmp_path / "run" / "manifest.csv"
+    main([*command.format(folder).split(), f"--out={out}"])
+    assert len(read_manifest(out)) == images
+    assert "next: accelerate launch" in capsys.readouterr().out

@@ -76,7 +76,10 @@ def read_challenge(
         parts["train"] = _with_validation(parts["train"], val_fraction, seed)
     manifest = _join([parts[split] for split in SPLITS if split in parts])
     check_manifest(manifest, str(labels))
-    group_images(manifest, "study")
+    try:
+        group_images(manifest, "study")
+    except InputError as error:
+        raise InputError(f"{labels}: {error}") from None
     return manifest
 
 
@@ -173,16 +176,16 @@ def _without_overlap(parts: dict[str, Manifest], paths: dict[str, Path], overlap
     for split, later in (("train", ("val", "test")), ("val", ("test",))):
         if split not in parts:
             continue
-        others = {patient for name in later if name in parts for patient in parts[name].images["patient_id"]}
+        others = {patient for name in later if name in parts for patient in parts[name].images["patient_id"].tolist()}
         shared = parts[split].images["patient_id"].isin(others)
         if not shared.any():
             continue
-        patients, name = parts[split].images["patient_id"][shared].unique(), paths[split].name
+        patients, name = parts[split].images["patient_id"][shared].unique(), paths[split]
         if overlap == "refuse":
             tables = " or ".join(paths[n].name for n in later if n in paths)
             raise InputError(
                 f"{name}: {len(patients)} patients are also in {tables}, first {patients[0]};"
-                f" --overlap drop leaves their rows out of {name}"
+                f" --overlap drop leaves their rows out of {name.name}"
             )
         log.warning(
             "%s: %d rows of %d patients left out, also in a later split, first %s",

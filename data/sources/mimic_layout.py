@@ -6,7 +6,7 @@
 writes an `s` before the study's digits, MIMIC does not; it is dropped.
 """
 
-from collections.abc import Iterable
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from data.errors import InputError
 from data.views import view_of_mimic, view_of_mimic_meaning
 
 TABLE_NAMES = {"image_id": "dicom_id", "study_id": "study_id", "patient_id": "subject_id"}
+STUDY_PREFIX = re.compile(r"^s(?=\d+$)")
 ID_FORMS = {
     "subject_id": (r"1\d{7}", "8 digits, the first of them 1"),
     "study_id": (r"5\d{7}", "8 digits, the first of them 5"),
@@ -33,7 +34,7 @@ def check_image_folder(images: Path) -> None:
 
 def plain_study_ids(column: pd.Series) -> pd.Series:
     """Study ids without the `s` that CXR-LT puts before the digits."""
-    return column.str.replace(r"^s(?=\d+$)", "", regex=True)
+    return pd.Series([STUDY_PREFIX.sub("", text) for text in column.tolist()], column.index, dtype="str")
 
 
 def check_ids(frame: pd.DataFrame, where: str) -> None:
@@ -45,19 +46,22 @@ def check_ids(frame: pd.DataFrame, where: str) -> None:
     for name, (pattern, form) in ID_FORMS.items():
         if name not in frame:
             continue
-        bad = ~frame[name].str.fullmatch(pattern)
-        if bad.any():
-            row = int(np.argmax(bad))
+        fits = re.compile(pattern, re.ASCII).fullmatch
+        row = next((row for row, text in enumerate(frame[name].tolist()) if not fits(text)), None)
+        if row is not None:
             raise InputError(
                 f"{where}, row {row + 2}, column '{name}': '{frame[name].iat[row]}' is not of MIMIC's form ({form})"
             )
 
 
-def image_paths(
-    patients: Iterable[str], studies: Iterable[str], images: Iterable[str], suffix: str = ".jpg"
-) -> list[str]:
-    """The place of each image below the folder that holds `files/`, in MIMIC's layout."""
-    rows = zip(list(patients), list(studies), list(images), strict=True)
+def image_paths(images: pd.DataFrame, suffix: str = ".jpg") -> list[str]:
+    """The place of each image below the folder that holds `files/`, in MIMIC's layout.
+
+    Args:
+        images: Columns `image_id, study_id, patient_id`, as in the manifest.
+    """
+    ids = [images[name].tolist() for name in ("patient_id", "study_id", "image_id")]
+    rows = zip(*ids, strict=True)
     return [f"files/p{patient[:2]}/p{patient}/s{study}/{image}{suffix}" for patient, study, image in rows]
 
 
@@ -71,8 +75,8 @@ def check_paths(images: pd.DataFrame, where: str, column: str, suffixes: tuple[s
     Raises:
         InputError: Names the row, the path and the one expected.
     """
-    places = image_paths(images["patient_id"], images["study_id"], images["image_id"], suffix="")
-    for row, (path, place) in enumerate(zip(images["path"], places, strict=True)):
+    places = image_paths(images, suffix="")
+    for row, (path, place) in enumerate(zip(images["path"].tolist(), places, strict=True)):
         if not path.startswith(place) or path[len(place) :] not in suffixes:
             raise InputError(
                 f"{where}, row {row + 2}, column '{column}': '{path}' is not the place of this row's image;"

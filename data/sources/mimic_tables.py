@@ -126,13 +126,10 @@ def labelled_manifest(
 ) -> Manifest:
     """The images of `read_images`, with their places below `images` and their studies' labels."""
     labels = report_labels(tables, rows, rule)
-    paths = image_paths(rows["patient_id"], rows["study_id"], rows["image_id"], suffix)
-    frame = rows.assign(path=paths, source=source)[list(MANIFEST_COLUMNS)].astype("str")
+    frame = rows.assign(path=image_paths(rows, suffix), source=source)[list(MANIFEST_COLUMNS)].astype("str")
     manifest = Manifest(frame, labels, MIMIC_CXR_CLASSES, images)
-    if rule.test_labels == "radiologist":
-        manifest = _with_radiologists(manifest, tables, rule)
     check_manifest(manifest, str(tables))
-    return manifest
+    return _with_radiologists(manifest, tables, rule) if rule.test_labels == "radiologist" else manifest
 
 
 def report_labels(folder: Path, images: pd.DataFrame, rule: LabelRule) -> Float32[np.ndarray, "N C"]:
