@@ -130,10 +130,11 @@ def test_a_test_table_without_labels_is_unknown(tmp_path, parts):
     assert not np.isnan(manifest.of_split("train").labels).any()
 
 
-def test_blank_labels_are_unknown(tmp_path, parts):
+def test_blank_labels_are_unknown_and_told(tmp_path, parts, caplog):
     parts["train"].loc[[0, 1], "Hernia"] = ""
     manifest = read(**write(tmp_path, parts))
     assert np.argwhere(np.isnan(manifest.labels)).tolist() == [[0, 9], [1, 9]]
+    assert "train.csv: 2 labels are blank, in the release none" in caplog.text
 
 
 def test_patients_on_two_sides_are_refused_or_dropped_from_train_then_val(tmp_path, parts, caplog):

@@ -126,7 +126,10 @@ def _read_file(challenge: Challenge, path: Path, split: str, root: Path) -> Mani
     values = np.full((len(frame), len(challenge.classes)), np.nan, np.float32)
     if has_labels:
         shared = [name for name in challenge.classes if name in frame]
-        values[:, [challenge.classes.index(name) for name in shared]] = parse_labels(frame, shared, where, LABEL_VALUES)
+        found = parse_labels(frame, shared, where, LABEL_VALUES)
+        if 0 < np.isnan(found).sum() < found.size:
+            log.warning("%s: %d labels are blank, in the release none; they are unknown", where, np.isnan(found).sum())
+        values[:, [challenge.classes.index(name) for name in shared]] = found
     rows = pd.DataFrame(columns, dtype="str")[list(MANIFEST_COLUMNS)]
     manifest = Manifest(rows, values, challenge.classes, root)
     check_manifest(manifest, where)
