@@ -76,7 +76,7 @@ def test_dicom_files_have_the_same_rows_under_their_own_suffix(folder, tmp_path)
         ({"uncertain": "zeros"}, "0,1,0,0,0,0,0,1,0,1,0,0,0,1"),
         ({"uncertain": "ignore"}, ",1,0,0,0,0,0,1,0,1,0,,0,1"),
         ({"uncertain": "ones", "not_mentioned": "ignore"}, "1,1,,0,,,,1,0,1,,1,0,1"),
-        ({"labels": "negbio"}, ",1,0,0,0,0,0,1,0,1,0,1,0,1"),
+        ({"labeler": "negbio"}, ",1,0,0,0,0,0,1,0,1,0,1,0,1"),
     ],
 )
 def test_uncertain_and_unmentioned_findings_become_what_was_chosen(folder, options, expected):

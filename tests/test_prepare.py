@@ -183,7 +183,7 @@ def test_a_foreign_package_called_data_is_named(tmp_path, form):
     [
         ("cxr-lt-2024 --task=2 --images={0} --labels={0}", 7),
         ("mimic-cxr-jpg --images={0} --uncertain=ones --not_mentioned=ignore --test_labels=radiologist", 9),
-        ("mimic-cxr --images={0} --tables={0} --labels=negbio", 10),
+        ("mimic-cxr --images={0} --tables={0} --labeler=negbio", 10),
     ],
 )
 def test_every_source_is_a_command_with_the_options_of_its_reader(tmp_path, capsys, command, images):

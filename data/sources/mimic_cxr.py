@@ -29,7 +29,7 @@ from data.sources.mimic_tables import (
 def read(
     images: Path,
     tables: Path,
-    labels: Labeler = "chexpert",
+    labeler: Labeler = "chexpert",
     uncertain: Uncertain = "ignore",
     not_mentioned: NotMentioned = "zeros",
     test_labels: TestLabels = "report",
@@ -39,7 +39,7 @@ def read(
     Args:
         images: MIMIC-CXR folder, the one that holds `files/` and cxr-record-list.csv.gz.
         tables: Folder with the four `mimic-cxr-2.0.0-*.csv.gz` of MIMIC-CXR-JPG.
-        labels: The program that read the reports.
+        labeler: The program that read the reports.
         uncertain: What its -1 becomes: 1, 0, or unknown.
         not_mentioned: What a blank becomes: 0 or unknown. A blank No Finding is 0 (the tables have no other way to say
             it), and a study whose row is blank throughout is unknown in all classes.
@@ -57,5 +57,5 @@ def read(
     records = read_ids(path, ("subject_id", "study_id", "dicom_id", "path"), key="image_id")
     check_paths(records, str(path), "path", (".dcm",))
     same_images(records, path, rows, find_table(tables, METADATA, "--tables"))
-    rule = LabelRule(labels, uncertain, not_mentioned, test_labels)
+    rule = LabelRule(labeler, uncertain, not_mentioned, test_labels)
     return labelled_manifest(rows, tables, images, ".dcm", "mimic_cxr", rule)

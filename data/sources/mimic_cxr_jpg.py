@@ -25,7 +25,7 @@ from data.sources.mimic_tables import (
 def read(
     images: Path,
     tables: Path | None = None,
-    labels: Labeler = "chexpert",
+    labeler: Labeler = "chexpert",
     uncertain: Uncertain = "ignore",
     not_mentioned: NotMentioned = "zeros",
     test_labels: TestLabels = "report",
@@ -35,7 +35,7 @@ def read(
     Args:
         images: MIMIC-CXR-JPG folder, the one that holds `files/`.
         tables: Folder with the four `mimic-cxr-2.0.0-*.csv.gz`; null: the images' folder.
-        labels: The program that read the reports.
+        labeler: The program that read the reports.
         uncertain: What its -1 becomes: 1, 0, or unknown.
         not_mentioned: What a blank becomes: 0 or unknown. A blank No Finding is 0 (the tables have no other way to say
             it), and a study whose row is blank throughout is unknown in all classes.
@@ -48,5 +48,5 @@ def read(
     images = Path(images)
     check_image_folder(images)
     tables = Path(tables) if tables else images
-    rule = LabelRule(labels, uncertain, not_mentioned, test_labels)
+    rule = LabelRule(labeler, uncertain, not_mentioned, test_labels)
     return labelled_manifest(read_images(tables), tables, images, ".jpg", "mimic_cxr_jpg", rule)
