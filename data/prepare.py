@@ -1,11 +1,17 @@
-"""The command `scripts/prepare.py`: a data set in, `manifest.csv` out, and a short account of what it holds."""
+"""The command `scripts/prepare.py`: a data set in, `manifest.csv` out, and a short account of what it holds.
+
+A data set is one file in `data/sources/` with a function `read`, and one line in `SOURCES`: its parameters and docstring
+are the options of the command and their help.
+"""
 
 import csv
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -16,6 +22,9 @@ from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manif
 from data.sources import cxr_lt_2023, table
 from data.views import VIEWS
 
+SOURCES: dict[str, tuple[Callable[..., Manifest], str]] = {
+    "cxr-lt-2023": (cxr_lt_2023.read, "CXR-LT 2023 labels on MIMIC-CXR-JPG images"),
+}
 OUT_HELP = "the manifest to write, runs/<name>/manifest.csv"
 
 
@@ -57,12 +66,18 @@ def summary(manifest: Manifest) -> str:
     return "\n".join(text)
 
 
-def _parsers() -> tuple[ArgumentParser, dict]:
+def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
+    """The parser, and what each sub-command does with its options."""
     parser = ArgumentParser(prog="prepare.py", description="Turn a data set into runs/<name>/manifest.csv.")
     subcommands = parser.add_subcommands(required=True)
-    commands = {}
+    commands: dict[str, Callable[[Namespace], None]] = {}
+    for name, (read, help_text) in SOURCES.items():
+        part = ArgumentParser(description=help_text)
+        part.add_function_arguments(read)
+        _add_out(part)
+        subcommands.add_subcommand(name, part, help=help_text)
+        commands[name] = partial(_read_and_write, read)
     for name, add_arguments, run, help_text in (
-        ("cxr-lt-2023", _cxr_lt_2023_arguments, _cxr_lt_2023, "CXR-LT 2023 labels on MIMIC-CXR-JPG images"),
         ("table", _table_arguments, _table, "any CSV with one row per image"),
         ("phantom", _phantom_arguments, _phantom, "simulated chests, made here: nothing to download"),
         ("accept", _accept_arguments, _accept, "take over a manifest.csv that was edited by hand"),
@@ -78,14 +93,9 @@ def _add_out(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help=OUT_HELP)
 
 
-def _cxr_lt_2023_arguments(parser: ArgumentParser) -> None:
-    parser.add_function_arguments(cxr_lt_2023.read, skip={"source"})
-    _add_out(parser)
-
-
-def _cxr_lt_2023(options: Namespace) -> None:
+def _read_and_write(read: Callable[..., Manifest], options: Namespace) -> None:
     out = _checked_out(options.pop("out"))
-    _write(cxr_lt_2023.read(**vars(options)), out)
+    _write(read(**vars(options)), out)
 
 
 def _table_arguments(parser: ArgumentParser) -> None:
@@ -124,7 +134,8 @@ def _phantom(options: Namespace) -> None:
         print(f"{folder}: already complete")
     else:
         write_phantom(folder, num_studies=num_studies, size=options.size, seed=options.seed)
-    _write(cxr_lt_2023.read(folder / "mimic-cxr-jpg", folder / "cxr-lt-2023", source="phantom"), out)
+    manifest = cxr_lt_2023.read(folder / "mimic-cxr-jpg", folder / "cxr-lt-2023")
+    _write(replace(manifest, images=manifest.images.assign(source="phantom")), out)
 
 
 def _accept_arguments(parser: ArgumentParser) -> None:

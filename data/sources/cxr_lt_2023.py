@@ -37,7 +37,6 @@ def read(
     val_fraction: float = 0.1,
     overlap: Literal["refuse", "drop"] = "refuse",
     seed: int = 0,
-    source: str = "cxr_lt_2023",
 ) -> Manifest:
     """Read CXR-LT 2023 as a manifest. Images are not opened; one that is missing on disk is found by `data.scan`.
 
@@ -50,7 +49,6 @@ def read(
         overlap: What to do when a patient is in two of the files: refuse, or drop such patients' rows from train, then
             from val.
         seed: Of that part.
-        source: Text of the manifest's `source` column.
 
     Raises:
         InputError: A missing folder or file, classes other than the 26, a fault in a table, a patient in two files.
@@ -61,7 +59,7 @@ def read(
             f"{images}: no folder 'files' in it; --images wants the MIMIC-CXR-JPG folder that holds files/"
         )
     parts = {
-        split: _read_file(_find(labels, name), split, source, images)
+        split: _read_file(_find(labels, name), split, images)
         for split, name in FILES.items()
         if split != "val" or _has_development(labels, development)
     }
@@ -98,7 +96,7 @@ def _has_development(labels: Path, development: str) -> bool:
     return True
 
 
-def _read_file(path: Path, split: str, source: str, root: Path) -> Manifest:
+def _read_file(path: Path, split: str, root: Path) -> Manifest:
     frame = read_table(path, required=REQUIRED)
     where = str(path)
     path_column = next((name for name in ("path", "fpath") if name in frame), None)
@@ -113,7 +111,7 @@ def _read_file(path: Path, split: str, source: str, root: Path) -> Manifest:
         "view": _views(frame, where),
         "path": paths.where(paths.str.startswith(("files/", "/", ".")), "files/" + paths),
         "split": split,
-        "source": source,
+        "source": "cxr_lt_2023",
     }
     shape = (len(frame), len(CXR_LT_2023_CLASSES))
     values = parse_labels(frame, CXR_LT_2023_CLASSES, where) if has_labels else np.full(shape, np.nan, np.float32)
