@@ -19,11 +19,15 @@ from jsonargparse import ArgumentParser, Namespace
 from data.errors import InputError
 from data.labels import class_groups
 from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manifest
-from data.sources import cxr_lt_2023, table
+from data.scan import write_rejected
+from data.sources import cxr_lt_2023, cxr_lt_2026, dicom_folder, padchest, table
 from data.views import VIEWS
 
 SOURCES: dict[str, tuple[Callable[..., Manifest], str]] = {
     "cxr-lt-2023": (cxr_lt_2023.read, "CXR-LT 2023 labels on MIMIC-CXR-JPG images"),
+    "cxr-lt-2026": (cxr_lt_2026.read, "CXR-LT 2026 labels on PadChest images, and its test tables"),
+    "padchest": (padchest.read, "PadChest with the labels of its own table"),
+    "dicom": (dicom_folder.read, "a folder of DICOM radiographs, grouped by their headers"),
 }
 OUT_HELP = "the manifest to write, runs/<name>/manifest.csv"
 
@@ -149,9 +153,13 @@ def _accept(options: Namespace) -> None:
 def _write(manifest: Manifest, out: Path) -> None:
     try:
         write_manifest(manifest, out)
+        if manifest.rejected:
+            write_rejected(out.parent, manifest.rejected)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     print(summary(manifest))
+    if manifest.rejected:
+        print(f"{len(manifest.rejected)} files left out, with reasons: {out.parent / 'rejected.csv'}")
     print(f"next: accelerate launch extract.py --run_dir {shlex.quote(str(out.parent))}")
 
 

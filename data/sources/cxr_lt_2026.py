@@ -164,9 +164,12 @@ def _read_test(path: Path, task: int) -> pd.DataFrame:
                 f" expected in the test table of task {task}, got '{frame[name][filled].iat[0]}'"
             )
     keys = frame.reindex(columns=list(KEYS), fill_value="")
-    return keys.assign(
-        table=str(path), line=np.arange(len(frame)) + 2, **dict.fromkeys(CLASSES[task], np.float32("nan"))
-    )
+    return _with_place(keys, path).assign(**dict.fromkeys(CLASSES[task], np.float32("nan")))
+
+
+def _with_place(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """With the table and row of each line, for an error to name."""
+    return frame.assign(place=[f"{path}, row {number}" for number in range(2, len(frame) + 2)])
 
 
 def _with_metadata(frame: pd.DataFrame, metadata: pd.DataFrame, padchest: Path, task: int) -> pd.DataFrame:

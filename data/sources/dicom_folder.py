@@ -49,7 +49,7 @@ def read(
         images: The folder; links in it that lead out of it are not followed.
         labels: Table with one column of StudyInstanceUID, SOPInstanceUID or path (below `images`), and the classes: 1,
             0, a fraction, or empty for unknown. Files without a row are unknown.
-        classes: The classes; null: all other columns of `labels`, or without that table the 26 of CXR-LT 2023.
+        classes: The classes, [A,B]; null: all other columns of `labels`, or without that table the 26 of CXR-LT 2023.
         key: File with the key of the pseudonyms; null: one in your configuration folder, made at its first use. Another
             key gives other ids.
         study_labels: "same": the images of a study must carry the same labels. "any": a study has the labels that any
