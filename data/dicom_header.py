@@ -68,11 +68,11 @@ def _read(file: BinaryIO, name: str) -> Dataset:
         refuse(name, "has a transfer syntax that is not read (video, retired or private)")
     file.seek(position)
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        file = BytesIO(inflated(file.read(), name))
+        return _parse(BytesIO(inflated(file.read(), name)), syntax, name)
     return _parse(file, syntax, name)
 
 
-def _parse(file: BinaryIO, syntax: str, name: str) -> Dataset:
+def _parse(file: BinaryIO | BytesIO, syntax: str, name: str) -> Dataset:
     met: list[bool] = []
 
     def at_pixels(tag: Any, vr: str | None, length: int) -> bool:

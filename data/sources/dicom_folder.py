@@ -91,11 +91,13 @@ def _headers(images: Path, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, st
     root = Path(os.path.realpath(images))
     first: dict[str, str] = {}
     found, rejected = [], []
-    for path in tqdm(_files(images), desc="reading headers", unit="file", disable=None):
+    for path in tqdm(_files(images), desc="reading headers", unit="file", disable=None):  # silent where nobody looks
         shown = path.encode(errors="backslashreplace").decode()
         try:
             if shown != path or CONTROL.search(path) or LEAVES_ROOT.search(path):
                 refuse(shown, "has a name with control characters, or not in UTF-8")
+            if os.path.isdir(images / path):
+                refuse(path, "is a link to a folder; links are not followed: name that folder instead")
             header = read_study_header(inside(path, root), path, key)
             if header.image_id in first:
                 refuse(path, f"has the same SOP Instance UID as {first[header.image_id]}")
@@ -109,10 +111,12 @@ def _headers(images: Path, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, st
 
 
 def _files(images: Path) -> list[str]:
-    """Paths of all files below a folder, sorted."""
-    return sorted(
-        os.path.relpath(os.path.join(folder, name), images) for folder, _, names in os.walk(images) for name in names
-    )
+    """Paths of all files below a folder, sorted, and of links to folders, which are not entered."""
+    found = []
+    for folder, folders, names in os.walk(images):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found += [os.path.relpath(os.path.join(folder, name), images) for name in [*names, *links]]
+    return sorted(found)
 
 
 def _known_patients(frame: pd.DataFrame, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
