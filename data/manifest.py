@@ -243,13 +243,15 @@ def _check_text(images: pd.DataFrame, name: str, where: str) -> None:
     empty = images[name] == ""
     if empty.any():
         raise InputError(f"{where}, row {_row(empty)}: {name} is empty")
-    if CONTROL.search("".join(images[name].tolist())):
+    together = "".join(images[name].tolist())
+    if not together.isprintable() and CONTROL.search(together):  # the first is faster, and mostly enough
         bad = images[name].map(lambda text: bool(CONTROL.search(text)))
         raise InputError(f"{where}, row {_row(bad)}: {name} {_first(images[name], bad)!r} holds a control character")
 
 
 def _check_paths(paths: pd.Series, where: str) -> None:
-    if LEAVES_ROOT.search("\n".join(paths.tolist())):  # one search for all rows: a path holds no line break
+    together = "\n" + "\n".join(paths.tolist())  # one search for all rows: a path holds no line break
+    if any(text in together for text in ("\n/", "\\", ":", "..")) and LEAVES_ROOT.search(together):
         bad = paths.map(lambda path: bool(LEAVES_ROOT.search(path)))
         raise InputError(
             f"{where}, row {_row(bad)}: path '{_first(paths, bad)}' must be relative and stay inside the image folder"

@@ -1,7 +1,7 @@
 """The command `scripts/prepare.py`: a data set in, `manifest.csv` out, and a short account of what it holds.
 
-A data set is one file in `data/sources/` with a function `read`, and one line in `SOURCES`: its parameters and docstring
-are the options of the command and their help.
+A data set is one file in `data/sources/` with a function `read`, and one line in `SOURCES`: parameters and docstring of
+`read` are the options of the command and their help.
 """
 
 import csv
@@ -17,15 +17,19 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from data.errors import InputError
-from data.labels import class_groups
+from data.label_spaces import class_groups
 from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manifest
 from data.scan import write_rejected
-from data.sources import cxr_lt_2023, cxr_lt_2026, dicom_folder, padchest, table
+from data.sources import cxr_lt_2023, cxr_lt_2024, cxr_lt_2026, dicom_folder, mimic_cxr, mimic_cxr_jpg, padchest, table
+from data.sources.cxr_lt_tables import read_challenge
 from data.views import VIEWS
 
 SOURCES: dict[str, tuple[Callable[..., Manifest], str]] = {
     "cxr-lt-2023": (cxr_lt_2023.read, "CXR-LT 2023 labels on MIMIC-CXR-JPG images"),
-    "cxr-lt-2026": (cxr_lt_2026.read, "CXR-LT 2026 labels on PadChest images, and its test tables"),
+    "cxr-lt-2024": (cxr_lt_2024.read, "CXR-LT 2024 labels of task 1, 2 or 3 on MIMIC-CXR-JPG images"),
+    "cxr-lt-2026": (cxr_lt_2026.read, "CXR-LT 2026 labels on PadChest images, and the test tables of tasks 1 and 2"),
+    "mimic-cxr-jpg": (mimic_cxr_jpg.read, "MIMIC-CXR-JPG 2.0.0 or 2.1.0 with its report labels and official split"),
+    "mimic-cxr": (mimic_cxr.read, "MIMIC-CXR, the DICOM files, with the tables of MIMIC-CXR-JPG"),
     "padchest": (padchest.read, "PadChest with the labels of its own table"),
     "dicom": (dicom_folder.read, "a folder of DICOM radiographs, grouped by their headers"),
 }
@@ -138,8 +142,8 @@ def _phantom(options: Namespace) -> None:
         print(f"{folder}: already complete")
     else:
         write_phantom(folder, num_studies=num_studies, size=options.size, seed=options.seed)
-    manifest = cxr_lt_2023.read(folder / "mimic-cxr-jpg", folder / "cxr-lt-2023")
-    _write(replace(manifest, images=manifest.images.assign(source="phantom")), out)
+    form = replace(cxr_lt_2023.CHALLENGE, source="phantom", images={})  # the tables' form, not the release's numbers
+    _write(read_challenge(form, folder / "mimic-cxr-jpg", folder / "cxr-lt-2023"), out)
 
 
 def _accept_arguments(parser: ArgumentParser) -> None:

@@ -172,7 +172,8 @@ def _as_text(column: pd.Series) -> list[str]:
 def _quote(values: list[str], alone: bool) -> list[str]:
     if alone:  # a row that is one empty field would be a blank line
         return [_quote_one(value) if not value or NEEDS_QUOTES.search(value) else value for value in values]
-    if not NEEDS_QUOTES.search("".join(values)):  # one search for the column: most need no quotes
+    together = "".join(values)
+    if not any(character in together for character in '",\r\n'):  # most columns need no quotes
         return values
     return [_quote_one(value) if NEEDS_QUOTES.search(value) else value for value in values]
 

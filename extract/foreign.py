@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from data.config import default_values, parse_config
 from data.errors import InputError
 from data.files import atomic_write, sha256_file
+from data.label_spaces import CXR_LT_2026_CLASSES
 from data.runs import keep_config, run_command
-from data.sources.cxr_lt_2026 import CXR_LT_2026_CLASSES
 from extract.backbone import ImageClassifier
 from extract.checkpoint import check_folder, load_json, load_tensors, load_weights, save_folder
 from extract.config import ExtractConfig

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
+from data.label_spaces import CXR_LT_2026_CLASSES, CXR_LT_2026_UNSEEN_CLASSES
 from data.manifest import MANIFEST_COLUMNS, read_manifest
 from data.prepare import main
-from data.sources.cxr_lt_2026 import CXR_LT_2026_CLASSES, CXR_LT_2026_UNSEEN, read
+from data.sources.cxr_lt_2026 import read
 
 ZEROS = "0" * 37
 KEYS = ["ImageID", "StudyDate_DICOM", "PatientID"]
@@ -47,7 +48,7 @@ def tables() -> dict[str, list[list[str]]]:
         "Removal.csv": [KEYS, line("removed"), line("test_1"), line("test_2")],
         "CXRLT_2026_TEST_ALL_TASK1.csv": [[*KEYS, *blank], [*line("test_2"), *blank], [*line("test_1"), *blank]],
         "CXRLT_2026_TEST_ALL_TASK2.csv": [
-            ["ImageID", *CXR_LT_2026_UNSEEN],
+            ["ImageID", *CXR_LT_2026_UNSEEN_CLASSES],
             [PADCHEST["test_1"][0], *[""] * 6],
             ["00099901_003.png", *[""] * 6],
         ],
@@ -186,7 +187,7 @@ def fill(name: str, row: int, column: int, text: str):
         (rename("CXRLT_2026_training.csv", 3, "normal"), "missing: 'Normal'; unexpected: 'normal'"),
         (rename("CXRLT_2026_training.csv", 3, "Normal\t"), "row 1: .* missing: 'Normal'; unexpected"),
         (rename("CXRLT_2026_training.csv", 3, ""), "row 1: column 4 has no name"),
-        (fill("CXRLT_2026_training.csv", 3, 7, "2"), "row 4, column 'Nodule': label must be empty or in 0..1, got '2'"),
+        (fill("CXRLT_2026_training.csv", 3, 7, "2"), "row 4, column 'Nodule': label must be one of 0, 1, .*, got '2'"),
         (fill("CXRLT_2026_training.csv", 3, 0, "12.png"), "row 4: ImageID '12.png' .* is not in .*padchest.csv$"),
         (fill("CXRLT_2026_training.csv", 3, 0, "00099901_003.png"), "is not in .*padchest.csv$"),
         (fill("CXRLT_2026_training.csv", 2, 9, "1"), "1 studies hold images with different labels"),

@@ -5,7 +5,7 @@ from pydicom.sr._snomed_dict import mapping as SNOMED
 from pydicom.sr.codedict import codes
 
 from data.errors import InputError
-from data.labels import CXR_LT_2023_CLASSES, CXR_LT_2023_GROUPS, class_groups, frequency_groups
+from data.label_spaces import CXR_LT_2023_CLASSES, CXR_LT_2023_GROUPS, class_groups, frequency_groups
 from data.views import (
     DICOM_VIEW_CODES,
     DICOM_VIEW_POSITIONS,

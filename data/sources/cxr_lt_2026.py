@@ -23,53 +23,19 @@ import numpy as np
 import pandas as pd
 
 from data.errors import InputError
+from data.label_spaces import CXR_LT_2026_CLASSES, CXR_LT_2026_UNSEEN_CLASSES
 from data.labels import parse_labels
 from data.manifest import MANIFEST_COLUMNS, SPLITS, Manifest, check_manifest
+from data.sources.cxr_lt_tables import LABEL_VALUES
 from data.sources.padchest import image_paths, read_metadata, views
 from data.sources.table import agree_within_studies
 from data.splits import split_patients
 from data.submission import SPREADSHEET_ID
 from data.tables import read_table
 
-CXR_LT_2026_CLASSES: tuple[str, ...] = (
-    "Normal",
-    "aortic elongation",
-    "cardiomegaly",
-    "pleural effusion",
-    "Nodule",
-    "atelectasis",
-    "pleural thickening",
-    "aortic atheromatosis",
-    "Support Devices",
-    "alveolar pattern",
-    "fracture",
-    "Hernia",
-    "Emphysema",
-    "azygos lobe",
-    "Hydropneumothorax",
-    "Kyphosis",
-    "Mass",
-    "Pneumothorax",
-    "Subcutaneous Emphysema",
-    "pneumoperitoneo",
-    "vascular hilar enlargement",
-    "vertebral degenerative changes",
-    "hyperinflated lung",
-    "interstitial pattern",
-    "central venous catheter",
-    "hypoexpansion",
-    "bronchiectasis",
-    "hemidiaphragm elevation",
-    "sternotomy",
-    "calcified densities",
-)
-"""In the order of the file and of the submission; upper and lower case as there."""
-CXR_LT_2026_UNSEEN: tuple[str, ...] = ("Scoliosis", "Osteopenia", "Bulla", "Infarction", "Adenopathy", "goiter")
-"""Task 2, in the order of the submission."""
-
 TRAINING, REMOVAL = "CXRLT_2026_training.csv", "Removal.csv"
 TESTS = {1: "CXRLT_2026_TEST_ALL_TASK1.csv", 2: "CXRLT_2026_TEST_ALL_TASK2.csv"}
-CLASSES = {1: CXR_LT_2026_CLASSES, 2: CXR_LT_2026_UNSEEN}
+CLASSES = {1: CXR_LT_2026_CLASSES, 2: CXR_LT_2026_UNSEEN_CLASSES}
 KEYS = ("ImageID", "StudyDate_DICOM", "PatientID")
 TRAINING_IMAGES = 142_928  # all of PadChest without Removal.csv: 160,861 - 17,933
 ROUNDING = 0.006  # of three digits: 1.00E+38 may stand for anything from 0.995 to 1.005
@@ -149,7 +115,7 @@ def _read_training(labels: Path) -> pd.DataFrame:
         log.warning("%s: %d images left out, they are in %s", path.name, removed.sum(), removal.name)
     if len(frame) - removed.sum() != TRAINING_IMAGES:
         log.warning("%s: %d training images, %d were published", path, len(frame) - removed.sum(), TRAINING_IMAGES)
-    values = parse_labels(frame, CXR_LT_2026_CLASSES, str(path))
+    values = parse_labels(frame, CXR_LT_2026_CLASSES, str(path), LABEL_VALUES)
     return _with_place(frame, path).assign(**dict(zip(CXR_LT_2026_CLASSES, values.T, strict=True)))[~removed]
 
 

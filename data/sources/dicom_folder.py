@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from data.images import ImageError, refuse
-from data.labels import CXR_LT_2023_CLASSES, parse_labels
+from data.label_spaces import CXR_LT_2023_CLASSES
+from data.labels import parse_labels
 from data.manifest import CONTROL, LEAVES_ROOT, MANIFEST_COLUMNS, Manifest, check_manifest
 from data.pseudonyms import load_key, pseudonym
 from data.scan import inside
