@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
+from data.known_bad import name_known
 from data.manifest import MANIFEST_COLUMNS, read_manifest, write_manifest
 from data.prepare import main
 from data.scan import scan_images
@@ -259,6 +260,12 @@ def test_the_command_names_bad_images_and_so_does_the_scan(tmp_path, capsys):
     assert lines[1].startswith(f'0/{ROWS[6][0]},"Projection is EXCLUDE')
     assert lines[2].startswith(f"0/{ROWS[4][0]},")
     assert len(lines) == 3
+
+
+def test_files_that_others_could_not_read_are_told_apart():
+    name = "0/216840111366964012819207061112010281134410801_00-129-131.png"
+    assert name_known(name, "is cut") == "is cut (known: others could not read it either)"
+    assert name_known(name.replace("131", "132"), "is cut") == "is cut"
 
 
 def test_a_manifest_keeps_what_its_source_left_out(tmp_path):
