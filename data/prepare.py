@@ -164,7 +164,8 @@ def _write(manifest: Manifest, out: Path) -> None:
     print(summary(manifest))
     if manifest.rejected:
         print(f"{len(manifest.rejected)} files left out, with reasons: {out.parent / 'rejected.csv'}")
-    print(f"next: accelerate launch extract.py --run_dir {shlex.quote(str(out.parent))}")
+    if (manifest.images["split"] == "train").any():  # a folder to predict on has nothing to train
+        print(f"next: accelerate launch extract.py --run_dir {shlex.quote(str(out.parent))}")
 
 
 def _checked_out(out: Path) -> Path:

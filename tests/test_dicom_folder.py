@@ -121,7 +121,7 @@ def test_the_manifest_equals_rows_written_by_hand_and_the_rest_is_named(tmp_path
         "link": "leads out of the image folder (a link or ..); name the folder it leads to as the root instead",
         "mixed/1": "its study holds files with different Patient IDs",
         "mixed/2": "its study holds files with different Patient IDs",
-        "new\nline": "has a name with control characters, or not in UTF-8",
+        "new\nline": "has a name that a manifest cannot hold: control characters, \\, :, or not UTF-8",
         "no_image": "has no (0008,0018) SOP Instance UID to tell it from others by",
         "no_study": "has no (0020,000D) Study Instance UID to group it by",
         "notes.txt": "is not a DICOM file",
@@ -251,6 +251,21 @@ def test_a_folder_without_a_radiograph_names_the_first_files(tmp_path, key):
         read(tmp_path / "images", key=key)
     with pytest.raises(InputError, match="absent: no such folder"):
         read(tmp_path / "absent", key=key)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_rather_than_missing(tmp_path, key, monkeypatch):
+    three_patients(tmp_path / "images")
+    (tmp_path / "images" / "locked").mkdir()
+    scandir = os.scandir
+
+    def locked(folder):
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(InputError, match=r"locked: cannot be listed \(Permission denied\)"):
+        read(tmp_path / "images", key=key)
 
 
 def test_ids_depend_on_the_key_and_on_what_they_stand_for(tmp_path):

@@ -96,7 +96,7 @@ def _headers(images: Path, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, st
         shown = path.encode(errors="backslashreplace").decode()
         try:
             if shown != path or CONTROL.search(path) or LEAVES_ROOT.search(path):
-                refuse(shown, "has a name with control characters, or not in UTF-8")
+                refuse(shown, "has a name that a manifest cannot hold: control characters, \\, :, or not UTF-8")
             if os.path.isdir(images / path):
                 refuse(path, "is a link to a folder; links are not followed: name that folder instead")
             header = read_study_header(inside(path, root), path, key)
@@ -113,8 +113,12 @@ def _headers(images: Path, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, st
 
 def _files(images: Path) -> list[str]:
     """Paths of all files below a folder, sorted, and of links to folders, which are not entered."""
+
+    def stop(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); its files would be missing")
+
     found = []
-    for folder, folders, names in os.walk(images):
+    for folder, folders, names in os.walk(images, onerror=stop):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         found += [os.path.relpath(os.path.join(folder, name), images) for name in [*names, *links]]
     return sorted(found)
