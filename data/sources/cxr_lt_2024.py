@@ -28,7 +28,7 @@ TEST_IMAGES = {1: 78_946, 2: 409, 3: 78_946}
 
 
 def challenge(task: Literal[1, 2, 3]) -> Challenge:
-    """A task's tables. During the challenge they came without labels, under other names and in folders of starting kits,
+    """A task's tables. During the challenge they came without labels, under other names, in folders of starting kits,
     of which task 1's alone has the training table.
     """
     development = "development_task3.csv" if task == 3 else "development.csv"
