@@ -26,6 +26,7 @@ from pydicom.tag import Tag
 from data.dicom_pixels import NATIVE, SUPPORTED, PixelFormat, stored_values
 from data.greyscale import Greyscale, Lut, Window, to_grey
 from data.images import ImageError, check_pixel_count, refuse
+from data.views import DICOM_VIEW_POSITIONS
 
 MAX_INFLATED_BYTES = 256 * 2**20
 
@@ -34,8 +35,12 @@ MODALITIES = (
     *RADIOGRAPHS,
     *"CT ES IO IVOCT KO MG MR NM OP OT PR PT PX RF RTDOSE RTPLAN RTSTRUCT SC SEG SR US XA XC".split(),
 )
-VIEW_POSITIONS = ("PA", "AP", "LL", "RL", "LATERAL", "LAT", "LLD", "RLD", "LLO", "RLO", "LPO", "RPO", "LAO", "RAO")
-BODY_PARTS = ("CHEST", "THORAX", "LUNG", "RIB", "ABDOMEN", "HEAD", "SKULL", "SPINE", "HIP", "PELVIS", "EXTREMITY")
+CHEST = ("CHEST", "THORAX", "LUNG", "RIB")  # (0018,0015), defined terms of PS3.16 annex L, as all of these
+BODY_PARTS = (
+    *CHEST,
+    *"ABDOMEN ANKLE ARM BREAST CLAVICLE COCCYX CSPINE ELBOW EXTREMITY FINGER FOOT FOREARM HAND HEAD HEEL HIP".split(),
+    *"HUMERUS JAW KNEE LEG LSPINE NECK PELVIS SHOULDER SINUS SKULL SPINE SSPINE TOE TSPINE WRIST".split(),
+)
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
 
@@ -77,14 +82,14 @@ def read_dicom(data: bytes, name: str) -> tuple[Float[np.ndarray, "H W"], DicomI
 
 def _read_header(data: bytes, name: str) -> tuple[DicomInfo, PixelFormat, Greyscale, bytes]:
     """Everything that pydicom is asked for, with its warnings, log lines and exceptions kept in."""
-    with _quiet():
+    with quiet():
         try:
-            syntax, start = _transfer_syntax(data)
+            syntax, start = transfer_syntax(data)
             if syntax not in SUPPORTED:
                 refuse(name, "has a transfer syntax that is not read (video, retired or private)")
-            body = _inflated(data[start:], name) if syntax == uid.DeflatedExplicitVRLittleEndian else data[start:]
+            body = inflated(data[start:], name) if syntax == uid.DeflatedExplicitVRLittleEndian else data[start:]
             dataset = _parse(body, syntax)
-            info = _info(dataset, name)
+            info = radiograph_info(dataset, name, has_pixels="PixelData" in dataset)
             return info, _pixel_format(dataset, syntax, name), _greyscale(dataset), _pixel_data(dataset, syntax)
         except (ImageError, MemoryError):
             raise
@@ -93,7 +98,7 @@ def _read_header(data: bytes, name: str) -> tuple[DicomInfo, PixelFormat, Greysc
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """Silence pydicom, which quotes header values in warnings and logs.
 
     One thread at a time, since the filters are the process's; parsing is Python and could not overlap anyway.
@@ -108,7 +113,7 @@ def _quiet() -> Generator[None]:
             logger.disabled = disabled
 
 
-def _transfer_syntax(data: bytes) -> tuple[str, int]:
+def transfer_syntax(data: bytes) -> tuple[str, int]:
     """(0002,0010) and where the data set starts; guessed from the first element where there is no file meta.
 
     We look ourselves because pydicom inflates deflated files without bound as it opens them.
@@ -129,7 +134,7 @@ def _transfer_syntax(data: bytes) -> tuple[str, int]:
     return syntax, position
 
 
-def _inflated(body: bytes, name: str) -> bytes:
+def inflated(body: bytes, name: str) -> bytes:
     """Undo the raw deflate of PS3.5 A.5, up to a bound: 1 MB can hold 1 GB of zeros."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     plain = inflater.decompress(body, MAX_INFLATED_BYTES)
@@ -146,13 +151,17 @@ def _parse(body: bytes, syntax: str) -> Dataset:
     return read_dataset(BytesIO(body), implicit, not big, specific_tags=tags)
 
 
-def _info(dataset: Dataset, name: str) -> DicomInfo:
-    """Refuse what is not one grey radiograph."""
+def radiograph_info(dataset: Dataset, name: str, has_pixels: bool) -> DicomInfo:
+    """Refuse what is not one grey radiograph.
+
+    Args:
+        has_pixels: Pixel Data was met, whether or not it was read.
+    """
     modality = str(dataset.get("Modality") or "").strip()
     if modality not in RADIOGRAPHS:
         code = f"modality {modality}" if modality in MODALITIES else "an unknown modality"
         refuse(name, f"has {code}; wanted a radiograph (CR, DX, RG, or no modality given)")
-    if "PixelData" not in dataset:
+    if not has_pixels:
         refuse(name, "has no pixel data, or is cut before its end")
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
     if photometric not in PHOTOMETRIC or int(dataset.get("SamplesPerPixel") or 1) != 1:
@@ -167,7 +176,7 @@ def _info(dataset: Dataset, name: str) -> DicomInfo:
         columns=int(dataset.Columns),
         photometric=photometric,
         modality=modality,
-        view_position=view if view in VIEW_POSITIONS else "",
+        view_position=view if view in DICOM_VIEW_POSITIONS else "",
         body_part=part if part in BODY_PARTS else "",
     )
 

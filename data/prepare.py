@@ -19,15 +19,19 @@ from jsonargparse import ArgumentParser, Namespace
 from data.errors import InputError
 from data.label_spaces import class_groups
 from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manifest
-from data.sources import cxr_lt_2023, cxr_lt_2024, mimic_cxr, mimic_cxr_jpg, table
+from data.scan import write_rejected
+from data.sources import cxr_lt_2023, cxr_lt_2024, cxr_lt_2026, dicom_folder, mimic_cxr, mimic_cxr_jpg, padchest, table
 from data.sources.cxr_lt_tables import read_challenge
 from data.views import VIEWS
 
 SOURCES: dict[str, tuple[Callable[..., Manifest], str]] = {
     "cxr-lt-2023": (cxr_lt_2023.read, "CXR-LT 2023 labels on MIMIC-CXR-JPG images"),
     "cxr-lt-2024": (cxr_lt_2024.read, "CXR-LT 2024 labels of task 1, 2 or 3 on MIMIC-CXR-JPG images"),
+    "cxr-lt-2026": (cxr_lt_2026.read, "CXR-LT 2026 labels on PadChest images, and the test tables of tasks 1 and 2"),
     "mimic-cxr-jpg": (mimic_cxr_jpg.read, "MIMIC-CXR-JPG 2.0.0 or 2.1.0 with its report labels and official split"),
     "mimic-cxr": (mimic_cxr.read, "MIMIC-CXR, the DICOM files, with the tables of MIMIC-CXR-JPG"),
+    "padchest": (padchest.read, "PadChest with the labels of its own table"),
+    "dicom": (dicom_folder.read, "a folder of DICOM radiographs, grouped by their headers"),
 }
 OUT_HELP = "the manifest to write, runs/<name>/manifest.csv"
 
@@ -153,10 +157,15 @@ def _accept(options: Namespace) -> None:
 def _write(manifest: Manifest, out: Path) -> None:
     try:
         write_manifest(manifest, out)
+        if manifest.rejected:
+            write_rejected(out.parent, manifest.rejected)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     print(summary(manifest))
-    print(f"next: accelerate launch extract.py --run_dir {shlex.quote(str(out.parent))}")
+    if manifest.rejected:
+        print(f"{len(manifest.rejected)} files left out, with reasons: {out.parent / 'rejected.csv'}")
+    if (manifest.images["split"] == "train").any():  # a folder to predict on has nothing to train
+        print(f"next: accelerate launch extract.py --run_dir {shlex.quote(str(out.parent))}")
 
 
 def _checked_out(out: Path) -> Path:

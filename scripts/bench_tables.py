@@ -24,11 +24,30 @@ import pandas as pd
 
 from data.label_spaces import CXR_LT_2024_POSITIVES, CXR_LT_2024_TRAIN_IMAGES, MIMIC_CXR_CLASSES
 from data.sources.mimic_layout import TABLE_NAMES, image_paths
+from data.sources.padchest_labels import PADCHEST_LABELS
 from data.tables import table_bytes
 
 PARTS = {"train": 258_871, "val": 39_293, "test": 78_946}  # CXR-LT 2024 task 1; together MIMIC-CXR-JPG
 STUDIES_PER_IMAGE = 227_835 / 377_110
 PATIENTS_PER_STUDY = 65_379 / 227_835
+PADCHEST_IMAGES, PADCHEST_STUDIES, PADCHEST_PATIENTS, PADCHEST_PHYSICIAN = 160_861, 109_931, 67_625, 39_053
+PADCHEST_VIEWS = {
+    "PA": 91_728,
+    "L": 49_579,
+    "AP_horizontal": 14_346,
+    "AP": 4_559,
+    "COSTAL": 630,
+    "EXCLUDE": 11,
+    "UNK": 8,
+}
+PADCHEST_COLUMNS = (
+    ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,ViewPosition_DICOM,Projection,"
+    "MethodProjection,Pediatric,Modality_DICOM,Manufacturer_DICOM,PhotometricInterpretation_DICOM,"
+    "PixelRepresentation_DICOM,PixelAspectRatio_DICOM,SpatialResolution_DICOM,BitsStored_DICOM,WindowCenter_DICOM,"
+    "WindowWidth_DICOM,Rows_DICOM,Columns_DICOM,XRayTubeCurrent_DICOM,Exposure_DICOM,ExposureInuAs_DICOM,ExposureTime,"
+    "RelativeXRayExposure_DICOM,ReportID,Report,MethodLabel,Labels,Localizations,LabelsLocalizationsBySentence,"
+    "labelCUIS,LocalizationsCUIS"
+).split(",")
 VIEWS = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral", "": ""}
 
 
@@ -98,10 +117,49 @@ def write_gzip(folder: Path, name: str, columns: dict[str, list[str]]) -> None:
     (folder / f"mimic-cxr-2.0.0-{name}.csv.gz").write_bytes(content)
 
 
+def write_padchest(folder: Path, share: float, rng: np.random.Generator) -> list[str]:
+    """PadChest's one table and the folders of its zips; returns the words of the command."""
+    for name in (*range(51), 54):
+        (folder / "images" / str(name)).mkdir(parents=True)
+    size = int(PADCHEST_IMAGES * share)
+    study = (np.arange(size) * PADCHEST_STUDIES / PADCHEST_IMAGES).astype(np.int64)
+    labels = [str(items) for items in padchest_labels(study[-1] + 1, rng)]
+    physician = rng.random(study[-1] + 1) < PADCHEST_PHYSICIAN / PADCHEST_IMAGES
+    views = np.array(list(PADCHEST_VIEWS.values()))
+    folders, projections = rng.integers(0, 51, size), rng.choice(list(PADCHEST_VIEWS), size, p=views / views.sum())
+    columns = {name: ["None"] * size for name in PADCHEST_COLUMNS} | {
+        "": [str(row) for row in range(size)],
+        "ImageID": [f"{10**38 + number}_{row:06x}.png" for row, number in enumerate(study.tolist())],
+        "ImageDir": folders.astype(str).tolist(),
+        "StudyID": [str(10**38 + number) for number in study.tolist()],
+        "PatientID": [str(2 * 10**38 + number * PADCHEST_PATIENTS // PADCHEST_STUDIES) for number in study.tolist()],
+        "Projection": projections.tolist(),
+        "PhotometricInterpretation_DICOM": ["MONOCHROME2"] * size,
+        "Report": [f" {'palabr ' * 30}{number} . fin ." for number in study.tolist()],
+        "MethodLabel": np.where(physician, "Physician", "RNN_model")[study].tolist(),
+        "Labels": [labels[number] for number in study],
+        "LabelsLocalizationsBySentence": [f"[{labels[number]}, ['loc basal']]" for number in study],
+        "labelCUIS": ["['C0034069' 'C2115817'\n 'C0032227']"] * size,
+    }
+    (folder / "table.csv").write_bytes(table_bytes(list(columns), list(columns.values())))
+    return ["padchest", f"--images={folder / 'images'}", f"--table={folder / 'table.csv'}"]
+
+
+def padchest_labels(num_studies: int, rng: np.random.Generator) -> list[list[str]]:
+    """Items of `Labels` at their rates in the release, about two a study, an eighth of them with a leading blank."""
+    rates = np.array(list(PADCHEST_LABELS.values()), dtype=float)
+    names = np.array([blank + name for blank in ("", " ") for name in PADCHEST_LABELS])
+    rates = np.concatenate([0.875 * rates, 0.125 * rates]) / rates.sum()
+    counts = rng.choice(6, num_studies, p=[0.02, 0.4, 0.3, 0.16, 0.08, 0.04])
+    items = rng.choice(names, counts.sum(), p=rates)
+    return [part.tolist() for part in np.split(items, counts.cumsum()[:-1])]
+
+
 # A data set: the start of its keys in the JSON line, and what writes its tables.
 FORMS: dict[str, Callable[[Path, float, np.random.Generator], list[str]]] = {
     "cxr_lt": write_cxr_lt_2024,
     "mimic": write_mimic_cxr_jpg,
+    "padchest": write_padchest,
 }
 
 

@@ -397,7 +397,7 @@ def test_a_deflate_bomb_is_refused_without_inflating_it(monkeypatch):
     monkeypatch.setattr(dicom, "MAX_INFLATED_BYTES", 1 << 20)
     good = plain(ramp(), syntax=uid.DeflatedExplicitVRLittleEndian)
     decode_dicom(good, "a")
-    start = dicom._transfer_syntax(good)[1]
+    start = dicom.transfer_syntax(good)[1]
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = good[:start] + deflater.compress(bytes(40 << 20)) + deflater.flush()
     assert "inflates to more than" in refusal(bomb)
@@ -412,7 +412,7 @@ def test_a_run_length_bomb_writes_no_more_than_the_image():
 def with_canaries(**elements) -> bytes:
     """A file with invalid, telling values in many elements."""
     data = plain(ramp(), WindowCenter="11", WindowWidth="22", RescaleSlope="33", **elements)
-    start = dicom._transfer_syntax(data)[1]
+    start = dicom.transfer_syntax(data)[1]
     texts = b""
     for tag, vr, text in [
         (0x00100010, b"PN", b"CANARY^NAME "),
@@ -470,7 +470,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 def test_damaged_headers_raise_our_error_only():
     data = with_canaries()
     rng = np.random.default_rng(5)
-    start = dicom._transfer_syntax(data)[1]
+    start = dicom.transfer_syntax(data)[1]
     for _ in range(400):
         broken = bytearray(data)
         for place in rng.integers(132, start + 600, 3):
