@@ -27,11 +27,12 @@ CHUNK_ROWS = 20_000  # rows held as Python lists at a time: bounds the memory th
 NEEDS_QUOTES = re.compile('[",\r\n]')
 
 
-def read_table(path: Path, required: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(path: Path, required: Sequence[str] = (), allow_unnamed: bool = False) -> pd.DataFrame:
     """Read a comma-separated UTF-8 table (`.csv` or `.csv.gz`, byte order mark allowed) with a header row.
 
     Args:
         required: Columns that must be there; others are kept too, in the file's order.
+        allow_unnamed: Leave out columns that have neither a name nor a value, as the test table of CXR-LT 2026 has.
 
     Returns:
         One row per data row, RangeIndex, every value a `str`, `""` for an empty field. Blank lines are skipped.
@@ -43,7 +44,7 @@ def read_table(path: Path, required: Sequence[str] = ()) -> pd.DataFrame:
     path = Path(path)
     try:
         with _open(path) as file:
-            return _parse(path, file, required)
+            return _parse(path, file, required, allow_unnamed)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -73,19 +74,25 @@ def _open(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")  # newline "": the csv module sees line ends itself
 
 
-def _parse(path: Path, file: io.TextIOWrapper, required: Sequence[str]) -> pd.DataFrame:
+def _parse(path: Path, file: io.TextIOWrapper, required: Sequence[str], allow_unnamed: bool) -> pd.DataFrame:
     rows = _rows(path, file)
     _, header = next(rows, (0, None))
     if header is None:
         raise InputError(f"{path}: empty file; a header row with column names is wanted")
-    _check_header(path, header, required)
+    _check_header(path, header, required, allow_unnamed)
     parts: list[list[np.ndarray]] = []
     while chunk := _read_chunk(path, rows, len(header)):
         parts.append([np.array(column, dtype=object) for column in zip(*chunk, strict=True)])
     if not parts:
         raise InputError(f"{path}: no rows below the header")
-    columns = [pd.array(np.concatenate([part[i] for part in parts]), dtype="str") for i in range(len(header))]
-    return pd.DataFrame(dict(zip(header, columns, strict=True)))
+    columns = {}
+    for i, name in enumerate(header):
+        values = np.concatenate([part[i] for part in parts])
+        if name.strip():
+            columns[name] = pd.array(values, dtype="str")
+        elif (values != "").any():
+            raise InputError(f"{path}, row 1: column {i + 1} has values but no name")
+    return pd.DataFrame(columns)
 
 
 def _lines(path: Path, file: io.TextIOWrapper) -> Iterator[str]:
@@ -132,10 +139,12 @@ def _read_chunk(path: Path, rows: Iterator[tuple[int, list[str]]], num_columns: 
     return chunk
 
 
-def _check_header(path: Path, header: list[str], required: Sequence[str]) -> None:
+def _check_header(path: Path, header: list[str], required: Sequence[str], allow_unnamed: bool) -> None:
     seen: set[str] = set()
     for number, name in enumerate(header, start=1):
         if not name.strip():
+            if allow_unnamed:
+                continue
             raise InputError(f"{path}, row 1: column {number} has no name")
         if name in seen:
             raise InputError(f"{path}, row 1: column '{name}' occurs twice")
