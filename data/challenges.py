@@ -14,13 +14,13 @@ import pandas as pd
 from data.errors import InputError
 from data.ids import ORIGINAL, check_form, check_ids
 from data.label_spaces import (
-    CXR_LT_2024_TASK1_CLASSES,
-    CXR_LT_2024_TASK2_CLASSES,
-    CXR_LT_2024_TASK3_CLASSES,
-    CXR_LT_2026_TASK1_CLASSES,
-    CXR_LT_2026_TASK2_CLASSES,
+    CXR_LT_2023_CLASSES,
+    CXR_LT_2024_TASK_1_CLASSES,
+    CXR_LT_2024_TASK_2_CLASSES,
+    CXR_LT_2024_TASK_3_CLASSES,
+    CXR_LT_2026_CLASSES,
+    CXR_LT_2026_UNSEEN_CLASSES,
 )
-from data.labels import CXR_LT_2023_CLASSES
 from data.tables import read_table
 
 
@@ -57,11 +57,11 @@ PADCHEST = DataSet("ImageID", re.compile(r"\S+\.png"), "10000000000000000001_ab1
 
 CHALLENGES: dict[str, Challenge] = {
     "cxr-lt-2023": Challenge(MIMIC, CXR_LT_2023_CLASSES, {"development": 36_769, "test": 75_492}),
-    "cxr-lt-2024-task1": Challenge(MIMIC, CXR_LT_2024_TASK1_CLASSES, {"development": 39_293, "test": 78_946}),
-    "cxr-lt-2024-task2": Challenge(MIMIC, CXR_LT_2024_TASK2_CLASSES, {"development": 39_293, "test": 409}),
-    "cxr-lt-2024-task3": Challenge(MIMIC, CXR_LT_2024_TASK3_CLASSES, {"development": 39_293, "test": 78_946}),
-    "cxr-lt-2026-task1": Challenge(PADCHEST, CXR_LT_2026_TASK1_CLASSES, {"development": 1_620, "test": 1_400}),
-    "cxr-lt-2026-task2": Challenge(PADCHEST, CXR_LT_2026_TASK2_CLASSES, {"test": 384}),
+    "cxr-lt-2024-task1": Challenge(MIMIC, CXR_LT_2024_TASK_1_CLASSES, {"development": 39_293, "test": 78_946}),
+    "cxr-lt-2024-task2": Challenge(MIMIC, CXR_LT_2024_TASK_2_CLASSES, {"development": 39_293, "test": 409}),
+    "cxr-lt-2024-task3": Challenge(MIMIC, CXR_LT_2024_TASK_3_CLASSES, {"development": 39_293, "test": 78_946}),
+    "cxr-lt-2026-task1": Challenge(PADCHEST, CXR_LT_2026_CLASSES, {"development": 1_620, "test": 1_400}),
+    "cxr-lt-2026-task2": Challenge(PADCHEST, CXR_LT_2026_UNSEEN_CLASSES, {"test": 384}),
 }
 
 
