@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from data.images import ImageError, check_file, read_bytes, refuse, verify_image
+from data.known_bad import known_empty, name_known
 from data.manifest import Manifest
 from data.tables import read_table, write_table
 
@@ -64,10 +65,11 @@ def scan_images(
         raise InputError(f"workers must be at least 1, got {workers}")
     paths = list(manifest.images["path"])
     known = _read_known(out_dir / "images.csv")
+    empty = known_empty(manifest)
     found: dict[str, FileRecord | str] = {}  # a record, or the reason for rejection
     saved = time.monotonic()
     for path, outcome in _scan(list(dict.fromkeys(paths)), manifest.root, known, workers, progress):
-        found[path] = outcome
+        found[path] = name_known(path, outcome) if isinstance(outcome, str) else empty.get(path, outcome)
         if time.monotonic() - saved > SAVE_EVERY_S:
             _write(out_dir, known | found)
             saved = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import InputError
 from data.groups import group_images
-from data.labels import CXR_LT_2023_CLASSES
+from data.label_spaces import CXR_LT_2023_CLASSES
 from data.sources.cxr_lt_2023 import read
 from data.tables import write_table
 

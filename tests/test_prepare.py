@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from data.labels import CXR_LT_2023_CLASSES
+from data.label_spaces import CXR_LT_2023_CLASSES
 from data.manifest import read_manifest
 from data.prepare import main
 from data.tables import write_table

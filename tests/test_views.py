@@ -3,7 +3,7 @@
 import pytest
 
 from data.errors import InputError
-from data.labels import CXR_LT_2023_CLASSES, CXR_LT_2023_GROUPS, class_groups, frequency_groups
+from data.label_spaces import CXR_LT_2023_CLASSES, CXR_LT_2023_GROUPS, class_groups, frequency_groups
 from data.views import VIEWS, view_of_mimic, view_of_mimic_meaning
 
 # Every value of MIMIC-CXR 2.0.0 with the number of its images; they sum to all images.
