@@ -7,6 +7,7 @@ sharing their mean rank. A class whose ranks follow another class of the former 
 that follow nothing point to mixed-up rows.
 """
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +124,8 @@ def rank_correlations(a: Float[np.ndarray, "N C"], b: Float[np.ndarray, "N D"]) 
 
 def _read(path: Path) -> tuple[pd.Series, pd.DataFrame]:
     """Ids and float32 values of a submission."""
+    if zipfile.is_zipfile(path):
+        raise InputError(f"{path}: a zip; give the submission.csv that is in it")
     table = read_table(path)
     if len(table.columns) < 2:
         raise InputError(f"{path}, row 1: wanted an id column and then one per class, found {table.columns[0]}")

@@ -1,4 +1,4 @@
-"""A challenge's official files and a model's predictions, made up in the published layout, with broken copies to refuse."""
+"""A challenge's official files and a model's predictions, made up in the published layout, and ways to break them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,3 +98,27 @@ def with_column(path: Path, column: int, change) -> None:
     for number, row in enumerate(rows):
         row[column] = change(number, row[column])
     path.write_text("\n".join(map(",".join, [header, *rows])) + "\n")
+
+
+def official(files: Files) -> dict[str, Path]:
+    return {"template": files.template, "test_table": files.test_table}
+
+
+def write_groups(files: Files, level: str, **changes) -> None:
+    """Predictions with one row per study or patient, and no image: those of its first image."""
+    table = pd.concat([files.images[[f"{level}_id"]], files.values], axis=1).drop_duplicates(f"{level}_id")
+    table.assign(**changes).to_csv(files.predictions, index=False, float_format="%.9g")
+
+
+def set_value(name: str, value: str):
+    """Put a value into the last column but one (the last is not asked for) of the third row of a file."""
+    return lambda files: with_column(getattr(files, name), -2, lambda row, old: value if row == 2 else old)
+
+
+def reverse_rows(text: str) -> str:
+    header, *rows = text.splitlines()
+    return "\n".join([header, *reversed(rows)]) + "\n"
+
+
+def repeat_last(text: str) -> str:
+    return text + text.splitlines()[-1] + "\n"
