@@ -21,7 +21,7 @@ from data.label_spaces import (
     CXR_LT_2026_CLASSES,
     CXR_LT_2026_UNSEEN_CLASSES,
 )
-from data.tables import read_table
+from data.tables import read_table, require_columns
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ CHALLENGES: dict[str, Challenge] = {
     "cxr-lt-2026-task1": Challenge(PADCHEST, CXR_LT_2026_CLASSES, {"development": 1_620, "test": 1_400}),
     "cxr-lt-2026-task2": Challenge(PADCHEST, CXR_LT_2026_UNSEEN_CLASSES, {"test": 384}),
 }
+TEST_TABLE_COLUMNS = {"subject_id", "PatientID"}
+"""Columns that test tables have and sample files do not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def official_form(name: str, template: Path | None, test_table: Path | None) -> 
     classes = challenge.classes
     forms: list[tuple[pd.Series, Path]] = []
     if template is not None:
-        table = read_table(template, required=[challenge.data_set.id_column], allow_unnamed=True)
+        table = read_table(template, allow_unnamed=True)
         classes = _template_classes(name, table, template)
         forms.append((_ids_of(challenge.data_set, table, template), template))
     groups = None
@@ -151,22 +153,23 @@ def _ids_of(data_set: DataSet, table: pd.DataFrame, path: Path) -> pd.Series:
 
 def _template_classes(name: str, table: pd.DataFrame, template: Path) -> tuple[str, ...]:
     """The class columns of a sample file, in its order, when they are this challenge's."""
-    challenge = CHALLENGES[name]
-    found = tuple(column for column in table.columns if column != challenge.data_set.id_column)
-    if set(found) == set(challenge.classes):
-        if table.columns[0] != challenge.data_set.id_column:
-            raise InputError(f"{template}, row 1: the first column must be {challenge.data_set.id_column}; {ORIGINAL}")
-        return found
+    challenge, id_column = CHALLENGES[name], CHALLENGES[name].data_set.id_column
+    columns = set(table.columns)
     for other, theirs in CHALLENGES.items():
-        if set(found) == set(theirs.classes) and challenge.data_set == theirs.data_set:
+        if other != name and columns == {theirs.data_set.id_column, *theirs.classes}:
             raise InputError(f"{template}: this is a sample file of {other}, wanted one of {name}")
-    missing = [column for column in challenge.classes if column not in found]
-    unexpected = [column for column in found if column not in challenge.classes]
-    hint = "; a test table is given with --test_table" if len(missing) == len(challenge.classes) else ""
-    raise InputError(
-        f"{template}, row 1: wanted {challenge.data_set.id_column} and the {len(challenge.classes)} classes of {name}; "
-        f"missing: {_some(missing)}; unexpected: {_some(unexpected)}{hint}"
-    )
+    require_columns(template, list(table.columns), [id_column])
+    missing = [column for column in challenge.classes if column not in columns]
+    unexpected = [column for column in table.columns if column not in (id_column, *challenge.classes)]
+    if missing or unexpected:
+        hint = "; a test table is given with --test_table" if columns & TEST_TABLE_COLUMNS else ""
+        raise InputError(
+            f"{template}, row 1: wanted {id_column} and the {len(challenge.classes)} classes of {name}; "
+            f"missing: {_some(missing)}; unexpected: {_some(unexpected)}{hint}"
+        )
+    if table.columns[0] != id_column:
+        raise InputError(f"{template}, row 1: the first column must be {id_column}; {ORIGINAL}")
+    return tuple(table.columns[1:])
 
 
 def _some(names: list[str], most: int = 5) -> str:

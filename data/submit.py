@@ -58,16 +58,10 @@ def submit(
     """
     form = official_form(challenge, template, test_table)
     predicted = read_predicted(predictions, form.classes, dict(_pair(text) for text in rename))
-    groups = form.groups if manifest is None else groups_of_manifest(manifest, form.ids)
-    source = str(manifest or test_table or template)
-    rows = spread(predicted, str(predictions), form.ids, groups, source)
+    rows = _rows(form, predicted, predictions, manifest, str(test_table or template))
     values = _filled(predicted, rows, form, predictions, max_missing)
-    target = (out or predictions.parent / challenge) / "submission.csv"
-    former = former or (target if target.exists() else None)
-    changes = []
-    if former is not None:
-        comparison = compare_submissions(form.ids, pd.DataFrame(values, columns=form.classes), former)
-        changes = [f"compared with {former}:", *(f"  {line}" for line in comparison_lines(comparison))]
+    target = _checked_folder(out or predictions.parent / challenge) / "submission.csv"
+    changes = _change_lines(form, values, former, target)
     archive = target.with_suffix(".zip")
     report = write_files(form.ids, values, form.classes, target, archive)
     return [
@@ -95,6 +89,15 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _rows(
+    form: OfficialForm, predicted: Predicted, path: Path, manifest: Path | None, source: str
+) -> Integer[np.ndarray, "N"]:
+    """The row of the prediction for every row of the submission, -1 where there is none."""
+    if manifest is None or predicted.level == "image":
+        return spread(predicted, str(path), form.ids, form.groups, source)
+    return spread(predicted, str(path), form.ids, groups_of_manifest(manifest, form.ids), str(manifest))
+
+
 def _filled(
     predicted: Predicted, rows: Integer[np.ndarray, "N"], form: OfficialForm, path: Path, max_missing: int
 ) -> Float32[np.ndarray, "N C"]:
@@ -108,6 +111,36 @@ def _filled(
         )
     medians = np.median(predicted.values, axis=0)
     return np.where(missing[:, None], medians, predicted.values[rows]).astype(np.float32)
+
+
+def _change_lines(
+    form: OfficialForm, values: Float32[np.ndarray, "N C"], former: Path | None, target: Path
+) -> list[str]:
+    """What the new values change against the former submission, or against the one that they replace."""
+    if former is None and not target.exists():
+        return []
+    try:
+        comparison = compare_submissions(form.ids, pd.DataFrame(values, columns=form.classes), former or target)
+    except InputError as error:
+        if former is not None:
+            raise
+        return [f"not compared with the file that is replaced: {error}"]
+    return [f"compared with {former or target}:", *(f"  {line}" for line in comparison_lines(comparison))]
+
+
+def _checked_folder(folder: Path) -> Path:
+    """The folder to write, made if need be.
+
+    Raises:
+        InputError: It is named like a file, or cannot be made.
+    """
+    if folder.suffix in (".csv", ".zip"):
+        raise InputError(f"--out {folder}: wanted a folder; submission.csv and submission.zip are written into it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made ({error.strerror or error})") from None
+    return folder
 
 
 def _official_lines(template: Path | None, test_table: Path | None) -> list[str]:

@@ -55,6 +55,19 @@ def read_table(path: Path, required: Sequence[str] = (), allow_unnamed: bool = F
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def require_columns(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
+    """Refuse a table without the required columns.
+
+    Raises:
+        InputError: Names the missing ones, those that are there, and a wrong separator if there seems to be one.
+    """
+    missing = [name for name in required if name not in header]
+    if missing:
+        separated = len(header) == 1 and re.search("[;\t|]", header[0])
+        hint = "; fields must be separated by commas" if separated else ""
+        raise InputError(f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{hint}")
+
+
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write a table as UTF-8, comma, LF, minimal quotes; the file is complete or absent.
 
@@ -149,11 +162,7 @@ def _check_header(path: Path, header: list[str], required: Sequence[str], allow_
         if name in seen:
             raise InputError(f"{path}, row 1: column '{name}' occurs twice")
         seen.add(name)
-    missing = [name for name in required if name not in seen]
-    if missing:
-        separated = len(header) == 1 and re.search("[;\t|]", header[0])
-        hint = "; fields must be separated by commas" if separated else ""
-        raise InputError(f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{hint}")
+    require_columns(path, header, required)
 
 
 def _names(names: Sequence[str], most: int = 12) -> str:

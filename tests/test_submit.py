@@ -145,6 +145,18 @@ def test_a_refusal_leaves_a_former_submission_alone_and_a_new_one_is_compared_wi
     assert (tmp_path / "submission.zip").read_bytes() == before
 
 
+def test_a_submission_to_another_phase_is_replaced_and_not_compared_unless_named(tmp_path):
+    development, test = (make_challenge(tmp_path / name, T2, seed) for seed, name in enumerate(("development", "test")))
+    submit(T2, development.predictions, **official(development), out=tmp_path)
+    (tmp_path / "submission.csv").rename(tmp_path / "former.csv")
+    with pytest.raises(InputError, match="no images in common"):
+        submit(T2, test.predictions, **official(test), out=tmp_path, former=tmp_path / "former.csv")
+    (tmp_path / "former.csv").rename(tmp_path / "submission.csv")
+    lines = submit(T2, test.predictions, **official(test), out=tmp_path)
+    assert any("not compared with the file that is replaced" in line for line in lines)
+    assert not problems(T2, tmp_path / "submission.zip", test.test_table)
+
+
 def test_a_class_with_one_value_is_named(tmp_path):
     files = make_challenge(tmp_path, T2)
     with_column(files.predictions, -2, lambda row, old: "0.25")

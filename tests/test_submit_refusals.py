@@ -14,6 +14,7 @@ from tests.make_challenge import (
     with_column,
     write_groups,
 )
+from tests.submission_checker import HEADERS
 
 T2 = "cxr-lt-2024-task2"
 
@@ -54,7 +55,7 @@ BROKEN = {
     ),
     "template with study_id": (
         rewrite("template", lambda t: t.replace("\n", ",7\n").replace("Aorta,7", "Aorta,study_id")),
-        "missing: none; unexpected: study_id",
+        "missing: none; unexpected: study_id$",
     ),
     "template with a field too many": (
         lambda f: edit(f.template, "dicom_id,", "dicom_id,study_id,"),
@@ -111,6 +112,14 @@ BROKEN = {
     "test table as template": (
         lambda f: f.template.write_text(f.test_table.read_text()),
         "a test table is given with --test_table",
+    ),
+    "released test table as template": (
+        rewrite("template", lambda t: t.replace("\n", ",7\n").replace("Aorta,7", "Aorta,subject_id")),
+        "missing: none; unexpected: subject_id; a test table is given with --test_table",
+    ),
+    "template of 2026": (
+        lambda f: f.template.write_text(HEADERS["cxr-lt-2026-task2"] + "\n1_a.png,0,0,0,0,0,0\n"),
+        "this is a sample file of cxr-lt-2026-task2, wanted one of",
     ),
     "predictions missing": (lambda f: f.predictions.unlink(), "predictions_test.csv: no such file"),
     "predictions of another split": (
@@ -195,6 +204,16 @@ def test_neither_template_nor_test_table_is_refused(tmp_path):
     files = make_challenge(tmp_path, T2)
     with pytest.raises(InputError, match=r"--template\), its test table \(--test_table\) or both"):
         submit(T2, files.predictions)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("test.csv", "wanted a folder"), ("a.zip", "wanted a folder"), ("plain/b", "cannot be made")]
+)
+def test_a_place_that_cannot_be_written_is_refused_without_a_traceback(tmp_path, out, message):
+    files = make_challenge(tmp_path, T2)
+    (tmp_path / "plain").write_text("a file")
+    with pytest.raises(InputError, match=f"--out .*{message}"):
+        submit(T2, files.predictions, **official(files), out=tmp_path / out)
 
 
 def test_an_empty_test_column_with_values_is_refused(tmp_path):
