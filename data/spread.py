@@ -20,7 +20,7 @@ from data.errors import InputError
 from data.ids import check_not_rounded, how_changed, how_ruined
 from data.manifest import read_manifest
 from data.predictions import check_predictions, check_probabilities, line_of, number_columns
-from data.tables import read_table
+from data.tables import read_table, separator_hint
 
 Level = Literal["image", "study", "patient"]
 ID_COLUMNS: dict[Level, tuple[str, ...]] = {
@@ -61,7 +61,10 @@ def read_predicted(path: Path, classes: Sequence[str], rename: Mapping[str, str]
     known = {name: level for level, names in ID_COLUMNS.items() for name in names}
     column = next((name for name in known if name in table), None)
     if column is None:
-        raise InputError(f"{path}, row 1: no column of ids; wanted image_id, study_id or patient_id, and the classes")
+        raise InputError(
+            f"{path}, row 1: no column of ids; wanted image_id, study_id or patient_id, and the classes"
+            f"{separator_hint(list(table.columns))}"
+        )
     _check_classes(table, classes, path)
     values = number_columns(path, table, classes)
     check_not_rounded(table[column], str(path))

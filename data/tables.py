@@ -63,9 +63,14 @@ def require_columns(path: Path, header: Sequence[str], required: Sequence[str]) 
     """
     missing = [name for name in required if name not in header]
     if missing:
-        separated = len(header) == 1 and re.search("[;\t|]", header[0])
-        hint = "; fields must be separated by commas" if separated else ""
-        raise InputError(f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{hint}")
+        raise InputError(
+            f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{separator_hint(header)}"
+        )
+
+
+def separator_hint(header: Sequence[str]) -> str:
+    """What to add to an error about columns if the file seems to separate fields by something else than commas."""
+    return "; fields must be separated by commas" if len(header) == 1 and re.search("[;\t|]", header[0]) else ""
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
@@ -94,7 +99,7 @@ def _parse(path: Path, file: io.TextIOWrapper, required: Sequence[str], allow_un
         raise InputError(f"{path}: empty file; a header row with column names is wanted")
     _check_header(path, header, required, allow_unnamed)
     parts: list[list[np.ndarray]] = []
-    while chunk := _read_chunk(path, rows, len(header)):
+    while chunk := _read_chunk(path, rows, header):
         parts.append([np.array(column, dtype=object) for column in zip(*chunk, strict=True)])
     if not parts:
         raise InputError(f"{path}: no rows below the header")
@@ -141,11 +146,14 @@ def _rows(path: Path, file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]
         start = reader.line_num + 1
 
 
-def _read_chunk(path: Path, rows: Iterator[tuple[int, list[str]]], num_columns: int) -> list[list[str]]:
+def _read_chunk(path: Path, rows: Iterator[tuple[int, list[str]]], header: list[str]) -> list[list[str]]:
     chunk: list[list[str]] = []
     for number, row in rows:
-        if len(row) != num_columns:
-            raise InputError(f"{path}, row {number}: {len(row)} fields, but the header has {num_columns} columns")
+        if len(row) != len(header):
+            raise InputError(
+                f"{path}, row {number}: {len(row)} fields, but the header has {len(header)} columns"
+                f"{separator_hint(header)}"
+            )
         chunk.append(row)
         if len(chunk) == CHUNK_ROWS:
             break

@@ -96,6 +96,17 @@ def test_one_model_of_40_classes_serves_task_1_and_task_2(tmp_path):
     assert list(next(iter(found.values())))[13:16] == ["Mass", "Normal", "Nodule"]
 
 
+def test_a_sample_file_with_columns_in_another_order_is_followed_by_name(tmp_path):
+    files = make_challenge(tmp_path, T2)
+    in_order = submit(T2, files.predictions, **official(files), out=tmp_path / "in_order")
+    pd.read_csv(files.template)[["dicom_id", *reversed(HEADERS[T2].split(",")[1:])]].to_csv(files.template, index=False)
+    reversed_order = submit(T2, files.predictions, **official(files), out=tmp_path / "reversed")
+    assert in_order[0] == reversed_order[0]
+    assert written(tmp_path / "reversed") == written(tmp_path / "in_order")
+    header = (tmp_path / "reversed" / "submission.csv").read_text().splitlines()[0]
+    assert header == files.template.read_text().splitlines()[0]
+
+
 def test_a_class_of_another_name_is_taken_only_when_told_so(tmp_path):
     files = make_challenge(tmp_path, T2)
     edit(files.predictions, ",Normal", ",No Finding")

@@ -130,6 +130,14 @@ BROKEN = {
         lambda f: edit(f.predictions, "image_id,study_id,patient_id", "a,b,c"),
         "no column of ids; wanted image_id, study_id or patient_id",
     ),
+    "predictions with semicolons": (
+        rewrite("predictions", lambda t: t.replace(",", ";")),
+        "no column of ids; .*; fields must be separated by commas",
+    ),
+    "predictions with semicolons and decimal commas": (
+        rewrite("predictions", lambda t: t.replace(",", ";").replace(".", ",")),
+        "row 2: [0-9]+ fields, but the header has 1 columns; fields must be separated by commas",
+    ),
     "predictions without a class": (
         lambda f: edit(f.predictions, ",Hernia", ",hernia"),
         "no column 'Hernia'; if 'hernia' is that class: --rename",
