@@ -100,12 +100,12 @@ def official_form(name: str, template: Path | None, test_table: Path | None) -> 
     classes = challenge.classes
     forms: list[tuple[pd.Series, Path]] = []
     if template is not None:
-        table = read_table(template, allow_unnamed=True)
+        table = read_table(template, unnamed=True)
         classes = _template_classes(name, table, template)
         forms.append((_ids_of(challenge.data_set, table, template), template))
     groups = None
     if test_table is not None:
-        table = read_table(test_table, required=[challenge.data_set.id_column], allow_unnamed=True)
+        table = read_table(test_table, required=[challenge.data_set.id_column], unnamed=True)
         forms.append((_ids_of(challenge.data_set, table, test_table), test_table))
         groups = _groups_of(challenge.data_set, table)
     if len(forms) == 2:

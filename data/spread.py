@@ -20,7 +20,7 @@ from data.errors import InputError
 from data.ids import check_not_rounded, how_changed, how_ruined
 from data.manifest import read_manifest
 from data.predictions import check_predictions, check_probabilities, line_of, number_columns
-from data.tables import read_table, separator_hint
+from data.tables import read_table
 
 Level = Literal["image", "study", "patient"]
 ID_COLUMNS: dict[Level, tuple[str, ...]] = {
@@ -56,15 +56,12 @@ def read_predicted(path: Path, classes: Sequence[str], rename: Mapping[str, str]
         InputError: No id column, a class that is missing, an empty, repeated or rounded id, a value that is no
             probability; named by file, row and column.
     """
-    table = read_table(path)
+    table = read_table(path, unnamed=True)
     table = _renamed(table, rename or {}, path)
     known = {name: level for level, names in ID_COLUMNS.items() for name in names}
     column = next((name for name in known if name in table), None)
     if column is None:
-        raise InputError(
-            f"{path}, row 1: no column of ids; wanted image_id, study_id or patient_id, and the classes"
-            f"{separator_hint(list(table.columns))}"
-        )
+        raise InputError(f"{path}, row 1: no column of ids; wanted image_id, study_id or patient_id, and the classes")
     _check_classes(table, classes, path)
     values = number_columns(path, table, classes)
     check_not_rounded(table[column], str(path))

@@ -131,7 +131,7 @@ def _check_one_per_study(
 
 
 def _test_ids(wanted_ids: pd.Series, template: Path, test_table: Path) -> pd.Series:
-    table = read_table(test_table, allow_unnamed=True)
+    table = read_table(test_table, unnamed=True)
     column = next((name for name in (str(wanted_ids.name), "image_id") if name in table.columns), None)
     if column is None:
         raise InputError(f"{test_table}: has neither a column {wanted_ids.name} (as {template}) nor image_id")

@@ -27,12 +27,15 @@ CHUNK_ROWS = 20_000  # rows held as Python lists at a time: bounds the memory th
 NEEDS_QUOTES = re.compile('[",\r\n]')
 
 
-def read_table(path: Path, required: Sequence[str] = (), allow_unnamed: bool = False) -> pd.DataFrame:
+def read_table(
+    path: Path, required: Sequence[str] = (), *, only_required: bool = False, unnamed: bool = False
+) -> pd.DataFrame:
     """Read a comma-separated UTF-8 table (`.csv` or `.csv.gz`, byte order mark allowed) with a header row.
 
     Args:
         required: Columns that must be there; others are kept too, in the file's order.
-        allow_unnamed: Leave out columns that have neither a name nor a value, as the test table of CXR-LT 2026 has.
+        only_required: Others are checked, but not kept: a tenth of the memory for a table with report texts.
+        unnamed: Columns may lack a name, such as the row index of some tools; column 4 is then called "column 4".
 
     Returns:
         One row per data row, RangeIndex, every value a `str`, `""` for an empty field. Blank lines are skipped.
@@ -44,7 +47,7 @@ def read_table(path: Path, required: Sequence[str] = (), allow_unnamed: bool = F
     path = Path(path)
     try:
         with _open(path) as file:
-            return _parse(path, file, required, allow_unnamed)
+            return _parse(path, file, required, only_required, unnamed)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -56,21 +59,18 @@ def read_table(path: Path, required: Sequence[str] = (), allow_unnamed: bool = F
 
 
 def require_columns(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
-    """Refuse a table without the required columns.
+    """Refuse a table without the required columns, or one that is not separated by commas.
 
     Raises:
-        InputError: Names the missing ones, those that are there, and a wrong separator if there seems to be one.
+        InputError: Names the missing columns, those that are there, and a wrong separator if there seems to be one.
     """
     missing = [name for name in required if name not in header]
+    separated = len(header) == 1 and re.search(r"\S[;\t|]\s*\S", header[0])
+    hint = "; fields must be separated by commas" if separated else ""
     if missing:
-        raise InputError(
-            f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{separator_hint(header)}"
-        )
-
-
-def separator_hint(header: Sequence[str]) -> str:
-    """What to add to an error about columns if the file seems to separate fields by something else than commas."""
-    return "; fields must be separated by commas" if len(header) == 1 and re.search("[;\t|]", header[0]) else ""
+        raise InputError(f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{hint}")
+    if hint:
+        raise InputError(f"{path}, row 1: one column, '{header[0][:40]}...'{hint}")
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
@@ -92,25 +92,24 @@ def _open(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")  # newline "": the csv module sees line ends itself
 
 
-def _parse(path: Path, file: io.TextIOWrapper, required: Sequence[str], allow_unnamed: bool) -> pd.DataFrame:
+def _parse(
+    path: Path, file: io.TextIOWrapper, required: Sequence[str], only_required: bool, unnamed: bool
+) -> pd.DataFrame:
     rows = _rows(path, file)
     _, header = next(rows, (0, None))
     if header is None:
         raise InputError(f"{path}: empty file; a header row with column names is wanted")
-    _check_header(path, header, required, allow_unnamed)
+    if unnamed:
+        header = [name if name.strip() else f"column {number}" for number, name in enumerate(header, start=1)]
+    _check_header(path, header, required)
+    kept = [place for place, name in enumerate(header) if not only_required or name in required]
     parts: list[list[np.ndarray]] = []
-    while chunk := _read_chunk(path, rows, header):
+    while chunk := _read_chunk(path, rows, len(header), kept):
         parts.append([np.array(column, dtype=object) for column in zip(*chunk, strict=True)])
     if not parts:
         raise InputError(f"{path}: no rows below the header")
-    columns = {}
-    for i, name in enumerate(header):
-        values = np.concatenate([part[i] for part in parts])
-        if name.strip():
-            columns[name] = pd.array(values, dtype="str")
-        elif (values != "").any():
-            raise InputError(f"{path}, row 1: column {i + 1} has values but no name")
-    return pd.DataFrame(columns)
+    columns = [pd.array(np.concatenate(values), dtype="str") for values in zip(*parts, strict=True)]
+    return pd.DataFrame(dict(zip((header[place] for place in kept), columns, strict=True)))
 
 
 def _lines(path: Path, file: io.TextIOWrapper) -> Iterator[str]:
@@ -146,26 +145,23 @@ def _rows(path: Path, file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]
         start = reader.line_num + 1
 
 
-def _read_chunk(path: Path, rows: Iterator[tuple[int, list[str]]], header: list[str]) -> list[list[str]]:
+def _read_chunk(
+    path: Path, rows: Iterator[tuple[int, list[str]]], num_columns: int, kept: list[int]
+) -> list[list[str]]:
     chunk: list[list[str]] = []
     for number, row in rows:
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}, row {number}: {len(row)} fields, but the header has {len(header)} columns"
-                f"{separator_hint(header)}"
-            )
-        chunk.append(row)
+        if len(row) != num_columns:
+            raise InputError(f"{path}, row {number}: {len(row)} fields, but the header has {num_columns} columns")
+        chunk.append(row if len(kept) == num_columns else [row[place] for place in kept])
         if len(chunk) == CHUNK_ROWS:
             break
     return chunk
 
 
-def _check_header(path: Path, header: list[str], required: Sequence[str], allow_unnamed: bool) -> None:
+def _check_header(path: Path, header: list[str], required: Sequence[str]) -> None:
     seen: set[str] = set()
     for number, name in enumerate(header, start=1):
         if not name.strip():
-            if allow_unnamed:
-                continue
             raise InputError(f"{path}, row 1: column {number} has no name")
         if name in seen:
             raise InputError(f"{path}, row 1: column '{name}' occurs twice")
@@ -187,7 +183,8 @@ def _as_text(column: pd.Series) -> list[str]:
 def _quote(values: list[str], alone: bool) -> list[str]:
     if alone:  # a row that is one empty field would be a blank line
         return [_quote_one(value) if not value or NEEDS_QUOTES.search(value) else value for value in values]
-    if not NEEDS_QUOTES.search("".join(values)):  # one search for the column: most need no quotes
+    together = "".join(values)
+    if not any(character in together for character in '",\r\n'):  # most columns need no quotes
         return values
     return [_quote_one(value) if NEEDS_QUOTES.search(value) else value for value in values]
 

@@ -107,6 +107,15 @@ def test_a_sample_file_with_columns_in_another_order_is_followed_by_name(tmp_pat
     assert header == files.template.read_text().splitlines()[0]
 
 
+def test_row_numbers_that_a_program_put_before_the_predictions_do_no_harm(tmp_path):
+    files = make_challenge(tmp_path, T2)
+    submit(T2, files.predictions, **official(files), out=tmp_path / "a")
+    pd.read_csv(files.predictions, dtype=str).to_csv(files.predictions)
+    lines = submit(T2, files.predictions, **official(files), out=tmp_path / "b")
+    assert "not asked for: column 1, Extra finding, Other extra" in lines
+    assert (tmp_path / "a" / "submission.zip").read_bytes() == (tmp_path / "b" / "submission.zip").read_bytes()
+
+
 def test_a_class_of_another_name_is_taken_only_when_told_so(tmp_path):
     files = make_challenge(tmp_path, T2)
     edit(files.predictions, ",Normal", ",No Finding")

@@ -70,11 +70,11 @@ BROKEN = {
             "template",
             lambda t: "\n".join(f"{n - 1}," * (n > 0) + "," * (n == 0) + line for n, line in enumerate(t.splitlines())),
         ),
-        "row 1: column 1 has values but no name",
+        "missing: none; unexpected: column 1$",
     ),
     "template with semicolons": (
         rewrite("template", lambda t: t.replace(",", ";")),
-        "row 1: missing column 'dicom_id'.*fields must be separated by commas",
+        r"row 1: one column, 'dicom_id;Ate.*\.\.\.'; fields must be separated by commas",
     ),
     "template in UTF-16": (
         lambda f: f.template.write_bytes(f.template.read_text().encode("utf-16")),
@@ -132,11 +132,11 @@ BROKEN = {
     ),
     "predictions with semicolons": (
         rewrite("predictions", lambda t: t.replace(",", ";")),
-        "no column of ids; .*; fields must be separated by commas",
+        "row 1: one column, .*; fields must be separated by commas",
     ),
     "predictions with semicolons and decimal commas": (
         rewrite("predictions", lambda t: t.replace(",", ";").replace(".", ",")),
-        "row 2: [0-9]+ fields, but the header has 1 columns; fields must be separated by commas",
+        "row 1: one column, .*; fields must be separated by commas",
     ),
     "predictions without a class": (
         lambda f: edit(f.predictions, ",Hernia", ",hernia"),
@@ -222,10 +222,3 @@ def test_a_place_that_cannot_be_written_is_refused_without_a_traceback(tmp_path,
     (tmp_path / "plain").write_text("a file")
     with pytest.raises(InputError, match=f"--out .*{message}"):
         submit(T2, files.predictions, **official(files), out=tmp_path / out)
-
-
-def test_an_empty_test_column_with_values_is_refused(tmp_path):
-    files = make_challenge(tmp_path, "cxr-lt-2026-task1")
-    with_column(files.test_table, 7, lambda row, old: "1" if row == 3 else old)
-    with pytest.raises(InputError, match=r"test.csv, row 1: column 8 has values but no name"):
-        submit("cxr-lt-2026-task1", files.predictions, **official(files))
