@@ -13,11 +13,11 @@ import pandas as pd
 from data.errors import InputError
 from data.predictions import line_of
 
-ROUNDED = re.compile(r"\d+([.,]\d+)?[eE]\+\d+")
+SPREADSHEET_ID = re.compile(r"\d+([.,]\d+)?[eE]\+\d+")
 """A long id after a spreadsheet stored it as a number (1.23E+15): its last digits are gone."""
 MONTH = "(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 RUINED: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("a number rounded by a spreadsheet", ROUNDED),
+    ("a number rounded by a spreadsheet", SPREADSHEET_ID),
     ("a whole number written as a decimal", re.compile(r"\d+[.,]0+")),
     ("a date made by a spreadsheet", re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}( \d{1,2}:\d\d(:\d\d)?)?")),
     ("a date made by a spreadsheet", re.compile(rf"\d{{1,4}}[-. ]{MONTH}([-. ]\d{{1,4}})?|{MONTH}[-. ]\d{{1,4}}")),
@@ -67,7 +67,7 @@ def check_ids(ids: pd.Series, where: str) -> None:
 
 def check_not_rounded(ids: pd.Series, where: str) -> None:
     """Refuse ids that have lost digits in a spreadsheet; other columns of the file do not matter."""
-    ruined = ids.map(lambda text: ROUNDED.fullmatch(text) is not None).astype(bool)
+    ruined = ids.map(lambda text: SPREADSHEET_ID.fullmatch(text) is not None).astype(bool)
     if ruined.any():
         raise InputError(
             f"{where}, row {line_of(ruined)}: id {ids[ruined].iloc[0]!r} looks like a number rounded by a spreadsheet "
