@@ -107,7 +107,7 @@ def test_a_class_of_one_value_has_no_rank_correlation_and_comes_first(tmp_path):
         (lambda text: text.replace("dicom_id", "ImageID"), "first column is ImageID, wanted dicom_id"),
         (lambda text: text.replace("\ni", "\nk"), "no images in common"),
         (lambda text: text.replace("a", "A").replace("o", "O").replace("dicOm", "dicom"), "no classes in common"),
-        (lambda text: text.replace(",", ";"), "wanted an id column and then one per class"),
+        (lambda text: text.replace(",", ";"), "fields must be separated by commas"),
         (lambda text: text.replace("i07", "i08"), "row 10: dicom_id 'i08' occurs twice"),
         (lambda text: text.replace("0.", "x.", 1), "wanted a number"),
     ],
