@@ -58,6 +58,21 @@ def read_table(
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def require_columns(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
+    """Refuse a table without the required columns, or one that is not separated by commas.
+
+    Raises:
+        InputError: Names the missing columns, those that are there, and a wrong separator if there seems to be one.
+    """
+    missing = [name for name in required if name not in header]
+    separated = len(header) == 1 and re.search(r"\S[;\t|]\s*\S", header[0])
+    hint = "; fields must be separated by commas" if separated else ""
+    if missing:
+        raise InputError(f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{hint}")
+    if hint:
+        raise InputError(f"{path}, row 1: one column, '{header[0][:40]}...'{hint}")
+
+
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write a table as UTF-8, comma, LF, minimal quotes; the file is complete or absent.
 
@@ -151,11 +166,7 @@ def _check_header(path: Path, header: list[str], required: Sequence[str]) -> Non
         if name in seen:
             raise InputError(f"{path}, row 1: column '{name}' occurs twice")
         seen.add(name)
-    missing = [name for name in required if name not in seen]
-    if missing:
-        separated = len(header) == 1 and re.search("[;\t|]", header[0])
-        hint = "; fields must be separated by commas" if separated else ""
-        raise InputError(f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{hint}")
+    require_columns(path, header, required)
 
 
 def _names(names: Sequence[str], most: int = 12) -> str:
