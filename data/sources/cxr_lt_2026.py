@@ -30,7 +30,7 @@ from data.sources.cxr_lt_tables import LABEL_VALUES
 from data.sources.padchest import image_paths, read_metadata, views
 from data.sources.table import agree_within_studies
 from data.splits import split_patients
-from data.submission import SPREADSHEET_ID
+from data.ids import SPREADSHEET_ID
 from data.tables import read_table
 
 TRAINING, REMOVAL = "CXRLT_2026_training.csv", "Removal.csv"
