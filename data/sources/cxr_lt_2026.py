@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from data.errors import InputError
+from data.ids import SPREADSHEET_ID
 from data.label_spaces import CXR_LT_2026_CLASSES, CXR_LT_2026_UNSEEN_CLASSES
 from data.labels import parse_labels
 from data.manifest import MANIFEST_COLUMNS, SPLITS, Manifest, check_manifest
@@ -30,7 +31,6 @@ from data.sources.cxr_lt_tables import LABEL_VALUES
 from data.sources.padchest import image_paths, read_metadata, views
 from data.sources.table import agree_within_studies
 from data.splits import split_patients
-from data.ids import SPREADSHEET_ID
 from data.tables import read_table
 
 TRAINING, REMOVAL = "CXRLT_2026_training.csv", "Removal.csv"
