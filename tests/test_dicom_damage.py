@@ -27,7 +27,7 @@ CUTS = 50
 
 
 def formats() -> dict[str, bytes]:
-    """A whole file of each format and each family of transfer syntaxes, none smaller than 1000 bytes."""
+    """A whole file of each format and each family of transfer syntaxes."""
     pixels, few = ramp(), ramp(8).astype(np.uint8)
     files = {}
     for name, image, kind, options in [

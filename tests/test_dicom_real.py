@@ -1,5 +1,6 @@
 """Real files of many makers and encoders, and what becomes of each."""
 
+import io
 import math
 import os
 from pathlib import Path
@@ -27,7 +28,7 @@ AIR_AND_BONE = {  # places that were looked at, as parts of height and width
     "RG3_J2KR.dcm": ((0.3, 0.29), (0.5, 0.45)),
     "RG3_JPLY.dcm": ((0.3, 0.29), (0.5, 0.45)),
     "RG3_RLE.dcm": ((0.3, 0.29), (0.5, 0.45)),
-    "highdicom_dx_image.dcm": ((0.05, 0.1), (0.33, 0.55)),
+    "highdicom_dx_image.dcm": ((0.97, 0.05), (0.33, 0.55)),
 }
 READABLE = {  # file: rows, columns, view position
     "chest_original/CR-MONO1-10-chest.dcm": (440, 440, "PA"),
