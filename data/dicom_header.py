@@ -5,22 +5,17 @@ Identifiers leave this module as pseudonyms, views as one of our five; no other 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from pydicom import Dataset, uid
-from pydicom.filereader import read_dataset
-from pydicom.tag import Tag
+from pydicom import Dataset
 
-from data.dicom import CHEST, inflated, quiet, radiograph_info, transfer_syntax
-from data.dicom_pixels import SUPPORTED
-from data.images import ImageError, check_file, looks_like_dicom, refuse
+from data.dicom import CHEST, radiograph_info
+from data.dicom_file import kept_in, open_dicom
+from data.images import check_file, looks_like_dicom, refuse
 from data.pseudonyms import pseudonym
 from data.views import view_of_dicom
 
-PIXEL_DATA = 0x7FE00010
-START = 1 << 16  # bytes in which the file meta (group 2) must end
+START = 1 << 10  # bytes that tell a DICOM file
 
 ELEMENTS = """SOPInstanceUID Modality PatientID IssuerOfPatientID BodyPartExamined ViewPosition StudyInstanceUID
 PatientOrientation SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns ViewCodeSequence""".split()
@@ -48,44 +43,18 @@ def read_study_header(path: Path, name: str, key: bytes) -> StudyHeader:
     """
     check_file(path)
     try:
-        with open(path, "rb") as file, quiet():
-            dataset = _read(file, name)
-            return _study_header(dataset, name, key)
-    except (ImageError, MemoryError):
-        raise
+        file = path.open("rb")
     except OSError as error:
         refuse(name, f"cannot be read ({error.strerror})")
-    except Exception:  # pydicom promises no set of exceptions for damaged files
-        refuse(name, "is a damaged DICOM file")
-
-
-def _read(file: BinaryIO, name: str) -> Dataset:
-    start = file.read(START)
-    if not looks_like_dicom(start):
-        refuse(name, "is not a DICOM file")
-    syntax, position = transfer_syntax(start)
-    if syntax not in SUPPORTED:
-        refuse(name, "has a transfer syntax that is not read (video, retired or private)")
-    file.seek(position)
-    if syntax == uid.DeflatedExplicitVRLittleEndian:
-        return _parse(BytesIO(inflated(file.read(), name)), syntax, name)
-    return _parse(file, syntax, name)
-
-
-def _parse(file: BinaryIO | BytesIO, syntax: str, name: str) -> Dataset:
-    met: list[bool] = []
-
-    def at_pixels(tag: Any, vr: str | None, length: int) -> bool:
-        met.append(tag == PIXEL_DATA)
-        return tag >= PIXEL_DATA
-
-    tags: list[int] = [Tag(keyword) for keyword in ELEMENTS]
-    implicit, big = syntax == uid.ImplicitVRLittleEndian, syntax == uid.ExplicitVRBigEndian
-    dataset = read_dataset(file, implicit, not big, stop_when=at_pixels, specific_tags=tags)
-    info = radiograph_info(dataset, name, has_pixels=bool(met) and met[-1])
-    if info.body_part not in ("", *CHEST):
-        refuse(name, f"has body part {info.body_part}; wanted a chest radiograph")
-    return dataset
+    with file, kept_in(name):
+        if not looks_like_dicom(file.read(START)):
+            refuse(name, "is not a DICOM file")
+        file.seek(0)
+        opened = open_dicom(file, name, ELEMENTS)
+        info = radiograph_info(opened, name)
+        if info.body_part not in ("", *CHEST):
+            refuse(name, f"has body part {info.body_part}; wanted a chest radiograph")
+        return _study_header(opened.dataset, name, key)
 
 
 def _study_header(dataset: Dataset, name: str, key: bytes) -> StudyHeader:
