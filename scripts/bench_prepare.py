@@ -1,6 +1,6 @@
 """From the tables of a full-size data set to manifest.csv: seconds and peak memory of scripts/prepare.py.
 
-    python scripts/bench_tables.py [--quick] [--out]
+    python scripts/bench_prepare.py [--quick] [--out]
 
 Tables in each data set's own form are made up in a temporary folder: as many rows and columns as the real ones, ids of
 the same length, labels at about the same rates. Each is prepared by a process of its own; seconds are its wall time,
