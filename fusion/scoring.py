@@ -46,6 +46,12 @@ def keep_scores(path: Path, groups: GroupSet, scores: Scores, single: Float[np.n
     atomic_write(path, content.getvalue())
 
 
+def load_scores(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that `keep_scores` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 def score(
     config: FusionConfig,
     manifest: Manifest,

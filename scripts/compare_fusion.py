@@ -27,6 +27,7 @@ from extract.checkpoint import load_json
 from fusion.ceilings import read_visibility
 from fusion.missing_report import plot, table_lines
 from fusion.missing_views import compare_missing, load_run
+from fusion.scoring import load_scores
 
 SEEDS = (0, 1, 2, 3, 4)
 OURS, STRIDE_2, PUBLISHED = "fusion", "fusion, stride 2", "published wiring"
@@ -105,7 +106,7 @@ def collect(run_dir: Path) -> tuple[Scores, Scores, dict[str, np.ndarray]]:
     """Scores of all methods and seeds in both units, and what all share: labels, patients, numbers of views."""
     groups, images, common = {}, {}, {}
     for seed in SEEDS:
-        found = {arm: dict(np.load(stage_two(run_dir, arm, seed) / "scores_test.npz")) for arm in ARMS}
+        found = {arm: load_scores(stage_two(run_dir, arm, seed) / "scores_test.npz") for arm in ARMS}
         common = {name: found[OURS][name] for name in ("group_id", "labels", "patient_id", "num_views")}
         assert all((one["group_id"] == common["group_id"]).all() for one in found.values()), "the same groups"
         best = load_json(stage_two(run_dir, OURS, seed) / "metrics.json")["best_baseline_on_validation"]

@@ -21,6 +21,7 @@ from _experiment import check_cell, command, keep
 from data.manifest import Manifest, read_manifest
 from data.metrics import mean_defined, per_class
 from extract.checkpoint import load_json
+from fusion.scoring import load_scores
 
 SPLITS = (0, 1, 2, 3, 4)
 UNITS = {"study": "fusion", "patient": "fusion_patient"}
@@ -93,7 +94,7 @@ def within_sources(runs: list[Path], name: str) -> dict[str, Any]:
     found: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         manifest = read_manifest(run / "manifest.csv")
-        scores = dict(np.load(run / name / "scores_test.npz"))
+        scores = load_scores(run / name / "scores_test.npz")
         source = sources_of(manifest.of_split("test"), scores["group_id"])
         for part in ("pooled", *np.unique(source)):
             rows = np.ones(len(source), dtype=bool) if part == "pooled" else source == part
