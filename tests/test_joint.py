@@ -102,16 +102,18 @@ def test_a_training_pass_sees_the_maps_of_the_cache_in_the_slots_of_stage_two(fi
     phase, state, cache = phase_of(finished, "--joint.unfreeze", "0")
     config, groups = phase.config, phase.sets["train"]
     batches = training_batches(config, groups, 1)
-    ((buckets, counts), ordinals, variants), *_ = plan_steps(config, groups, batches, 1, 1, phase.accelerator)
+    config = replace(config, max_views_per_forward=10)
+    ((passes, counts), ordinals, variants), *_ = plan_steps(config, groups, batches, 1, 1, phase.accelerator)
     assert counts
-    assert len(buckets) > 1
+    assert len(passes) > 1
+    assert max(len(one.buckets) for one in passes) > 1
     dataset = fusion.joint.ImageDataset(phase.images["train"], phase.stage_one.image)
-    stored = cache.read_stored(ordinals, variants).split([bucket.ordinals.size for bucket in buckets])
+    stored = cache.read_stored(ordinals, variants).split([len(one) for one in passes])
     model = state.plain_model.eval()
-    for bucket, maps in zip(buckets, stored, strict=True):
-        pixels = dataset.__getitems__(phase.requests("train", bucket, 1, 0))
-        found = phase.forward(model, bucket, pixels)
-        wanted = forward_cached(model.fusion, bucket, maps, cache.identity, phase.accelerator)
+    for one, maps in zip(passes, stored, strict=True):
+        pixels = dataset.__getitems__(phase.requests("train", one, 1, 0))
+        found = phase.forward(model, one, pixels)
+        wanted = forward_cached(model.fusion, one, maps, cache.identity, phase.accelerator)
         torch.testing.assert_close(found, wanted, rtol=0, atol=2e-3)
 
 
@@ -220,8 +222,8 @@ def test_augmentation_differs_by_epoch_step_and_image_and_is_off_in_prediction(f
         1,
         phase.accelerator,
     )
-    buckets = [bucket for (buckets, _), *_ in plans for bucket in buckets]
-    seeds = [seed for e in (0, 1) for s in (0, 1) for b in buckets for _, seed in phase.requests("train", b, e, s)]
+    passes = [one for (passes, _), *_ in plans for one in passes]
+    seeds = [seed for e in (0, 1) for s in (0, 1) for p in passes for _, seed in phase.requests("train", p, e, s)]
     assert len(set(seeds)) == len(seeds)
 
 
