@@ -1,7 +1,7 @@
 """The fusion transformer. Groups of any numbers of views go through it at once, without padding and without a mask.
 
-Axes: **G** groups, **V** views of each in a bucket, **N** views of all groups of a pass, **H W** map size, **T** = H * W
-tokens per view, **P** = N * T tokens of all groups, **D** map features, **E** features inside, **C** classes.
+Axes: **G** groups, **V** views of each, **N** views of all groups of a pass, **H W** map size, **T** = H * W tokens per
+view, **P** = N * T tokens of all groups, **D** map features, **E** features inside, **C** classes.
 """
 
 from dataclasses import dataclass, field
@@ -91,6 +91,9 @@ class FusionModel(nn.Module):
 
     A token is its map vector (normalised, projected) + where it lies (rows and columns) + the embedding of its
     view's slot + the embedding of its view's type; experts for views, where asked for, are the first layer over them.
+
+    With torch.compile a pass is one graph, the same for all passes of as many buckets; but which buckets hold a single
+    group makes a difference, for torch takes a size of 1 for a constant.
 
     Args:
         map_shape: (H, W, D) of the cached maps.

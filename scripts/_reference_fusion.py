@@ -53,7 +53,13 @@ def encoder_layer(block: Block) -> nn.TransformerEncoderLayer:
     """Torch's layer with a block's weights."""
     width, dropout = block.out.in_features, block.drop.p
     layer = nn.TransformerEncoderLayer(
-        width, block.num_heads, block.feed_forward[0].out_features, dropout, nn.functional.gelu, batch_first=True, norm_first=True
+        width,
+        block.num_heads,
+        block.feed_forward[0].out_features,
+        dropout,
+        nn.functional.gelu,
+        batch_first=True,
+        norm_first=True,
     )
     layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias = (
         block.query_key_value.weight,

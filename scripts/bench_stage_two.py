@@ -53,7 +53,9 @@ def config_of(kind: Literal["fusion", "published"], stride: Literal[1, 2, 4]) ->
 class Packed:
     """Our fusion model and its optimizer; a step takes the maps from wherever `source` finds them."""
 
-    def __init__(self, work: Work, source: Callable[[np.ndarray], Tensor], stride: Literal[1, 2, 4] = 2, pool: int = 1) -> None:
+    def __init__(
+        self, work: Work, source: Callable[[np.ndarray], Tensor], stride: Literal[1, 2, 4] = 2, pool: int = 1
+    ) -> None:
         self.work, self.source = work, source
         torch.manual_seed(0)
         self.model = FusionModel(config_of("fusion", stride), work.caches[pool].identity.map_shape, NUM_CLASSES)

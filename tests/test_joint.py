@@ -158,8 +158,8 @@ def test_what_learns_gets_a_gradient_and_what_is_frozen_stays_to_the_bit(name, u
     model.train()
     for _ in range(2):
         images = torch.randn(2 * 3, 1, size, size)
-        types, slots = torch.zeros(2, 3, dtype=torch.int64), torch.arange(3).expand(2, 3)
-        model(images, types, slots).square().sum().backward()
+        types, slots = torch.zeros(6, dtype=torch.int64), torch.arange(3).repeat(2)
+        model(images, types, slots, [(2, 3)]).square().sum().backward()
         optimizer.step()
     for key, weight in model.named_parameters():
         trained = key in learns or (key.startswith("fusion.") and key != "fusion.head.queries")  # fixed by design
@@ -173,12 +173,13 @@ def test_what_learns_gets_a_gradient_and_what_is_frozen_stays_to_the_bit(name, u
 
 def test_a_group_does_not_hear_its_neighbours_even_in_training_with_batchnorm():
     model = small_model("test_resnet", "all").train()
-    images, types = torch.randn(3 * 2, 1, 64, 64), torch.zeros(3, 2, dtype=torch.int64)
-    slots = torch.arange(2).expand(3, 2)
-    together = model(images, types, slots)
-    alone = torch.cat([model(images[2 * g : 2 * g + 2], types[g : g + 1], slots[g : g + 1]) for g in range(3)])
+    lengths, buckets = [1, 2, 2], [(1, 1), (2, 2)]
+    images, types, slots = torch.randn(5, 1, 64, 64), torch.zeros(5, dtype=torch.int64), torch.tensor([0, 0, 1, 0, 1])
+    together = model(images, types, slots, buckets)
+    groups = zip(*(part.split(lengths) for part in (images, types, slots)), strict=True)
+    alone = torch.cat([model(*group, [(1, len(group[0]))]) for group in groups])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-    assert not torch.allclose(together, model(images.roll(1, 0), types, slots), atol=1e-3), "views change groups"
+    assert not torch.allclose(together, model(images.roll(1, 0), types, slots, buckets), atol=1e-3), "other views"
 
 
 def test_too_many_stages_are_refused_with_their_number():
