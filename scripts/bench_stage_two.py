@@ -164,14 +164,14 @@ def h200_lines() -> list[str]:
     slow, fast = 2977 * 2.0 / 20.9, 3998 * 4.5 / 20.9  # images/s of an RTX 4090 at 224 px; H200 2.0 to 4.5 times that
     backbone = [images / rate / 60 for rate in (slow, fast)]
     host = images * 0.165 / cores / 60  # s per image measured on one core: decode, float32, pad to 4, stack
-    read, fusion = 593 / 7.0, 3 * 17.9e9 * studies / 300e12  # GB at 7 GB/s; forward and backward at 300 TFLOP/s
+    read, fusion = 593 / 7.0, 3 * 16.2e9 * studies / 300e12  # GB at 7 GB/s; forward and backward at 300 TFLOP/s
     cache = max(read, fusion)
     return [
         "arithmetic, not measured: one epoch of MIMIC-CXR (377,000 images, 228,000 studies) at 1024 px on an H200",
         f"  frozen ConvNeXt-S in every step, {fast:.0f} to {slow:.0f} images/s:"
         f" {backbone[1]:.0f} to {backbone[0]:.0f} min",
         f"  the published input pipeline, 165 ms per image on {cores} cores: {host:.0f} min",
-        f"  cached: read 593 GB at 7 GB/s in {read:.0f} s, beside it fusion, 3 x 17.9 GFLOP per study at 300 TFLOP/s,"
+        f"  cached: read 593 GB at 7 GB/s in {read:.0f} s, beside it fusion, 3 x 16.2 GFLOP per study at 300 TFLOP/s,"
         f" in {fusion:.0f} s: {cache:.0f} s",
         f"  ratio: {backbone[1] * 60 / cache:.0f} to {backbone[0] * 60 / cache:.0f} against the backbone alone,"
         f" {host * 60 / cache:.0f} against the published pipeline",
