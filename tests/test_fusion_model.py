@@ -212,7 +212,9 @@ torch.manual_seed(0)
 config = ModelConfig(width=24, num_heads=3, head=HeadConfig(width=18, num_heads=2, dropout=0.0), dropout=0.0)
 model = FusionModel(config, (9, 8, 10), 7)
 compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
-for buckets in PASSES:
+one_bucket = [((11, 2),), ((4, 3),), ((3, 1),), ((2, 4),)]  # no size equals another: torch would take them for one
+two_buckets = [((5, 2), (3, 4)), ((7, 1), (2, 3)), ((2, 1), (6, 5))]
+for buckets in one_bucket + two_buckets:
     slots = torch.cat([torch.arange(V).repeat(G) for G, V in buckets])
     maps, ends = torch.randn(len(slots), 9, 8, 10), []
     for each in (model, compiled):
@@ -222,18 +224,13 @@ for buckets in PASSES:
         ends.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
     for a, b in zip(*ends):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-print(counters["stats"]["unique_graphs"])
+    print(counters["stats"]["unique_graphs"])
 """
 
 
-ONE_BUCKET = [[(11, 2)], [(4, 3)], [(3, 1)], [(2, 4)]]  # no size equals another: torch would take them for one
-TWO_BUCKETS = [[(5, 2), (3, 4)], [(7, 1), (2, 3)], [(2, 1), (6, 5)]]
-
-
-@pytest.mark.parametrize(("passes", "graphs"), [(ONE_BUCKET, 1), (TWO_BUCKETS, 1), (TWO_BUCKETS + ONE_BUCKET, 2)])
-def test_it_compiles_as_one_graph_per_number_of_buckets_for_any_number_of_groups_and_views(passes, graphs):
+def test_it_compiles_as_one_graph_per_number_of_buckets_for_any_number_of_groups_and_views():
     """Of a bucket that holds a single group torch makes a graph of its own: it takes a size of 1 for a constant."""
-    assert int(in_a_process_of_its_own(COMPILED.replace("PASSES", repr(passes)))) == graphs
+    assert in_a_process_of_its_own(COMPILED).split() == ["1", "1", "1", "1", "2", "2", "2"]
 
 
 def test_shape_annotations_are_checked_in_tests(model):
