@@ -40,8 +40,8 @@ class FirstStep:
     peak_bytes: int = 0
     """CUDA: most memory allocated; CPU: growth of the process's peak memory."""
 
-    inputs: list[tuple[Tensor, ...]] = field(default_factory=list)
-    """Arguments of each forward pass, as shapes without memory (device "meta")."""
+    inputs: list[tuple[Any, ...]] = field(default_factory=list)
+    """Arguments of each forward pass, tensors as shapes without memory (device "meta")."""
 
 
 def observe_step(state: TrainingState, run: Callable[[], object]) -> FirstStep:
@@ -53,9 +53,9 @@ def observe_step(state: TrainingState, run: Callable[[], object]) -> FirstStep:
     seen, model = FirstStep(), state.plain_model
     forward_began: list[float] = []
 
-    def before_forward(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def before_forward(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         forward_began.append(time.monotonic())
-        seen.inputs.append(tuple(argument.detach().to("meta") for argument in arguments))
+        seen.inputs.append(without_memory(arguments))
 
     def before_update(*_: Any) -> None:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -73,6 +73,11 @@ def observe_step(state: TrainingState, run: Callable[[], object]) -> FirstStep:
     if state.progress.skipped_steps == 0:
         seen.loss = float(state.running_loss.compute())
     return seen
+
+
+def without_memory(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments of a forward pass, tensors on device "meta"."""
+    return tuple(value.detach().to("meta") if isinstance(value, Tensor) else value for value in arguments)
 
 
 def peak_memory(reset: bool = False) -> int:
@@ -100,22 +105,22 @@ class Cost:
     """Of each part over all items, a multiplication and an addition counted as two; "" is the whole model."""
 
 
-def measure_parts(model: nn.Module, inputs: Sequence[tuple[Tensor, ...]], parts: dict[str, str]) -> Cost:
+def measure_parts(model: nn.Module, inputs: Sequence[tuple[Any, ...]], parts: dict[str, str]) -> Cost:
     """Count shapes and FLOPs of forward passes on shapes alone: no time, no memory, every attention counted."""
     model = copy.deepcopy(model).to("meta").eval()
     shapes: dict[str, tuple[int, ...]] = {}
-    flops = dict.fromkeys(["", *parts], 0)
+    items, flops = 0, dict.fromkeys(["", *parts], 0)
     for name in parts:
         model.get_submodule(name).register_forward_hook(
             lambda _, __, output, name=name: shapes.update({name: tuple(output.shape)})
         )
     for arguments in sorted(inputs, key=lambda arguments: arguments[0].numel()):  # the largest comes last
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*(argument.to("meta") for argument in arguments))
+            items += len(model(*without_memory(arguments)))
         counts = counter.get_flop_counts()
         for name in flops:
             flops[name] += sum(counts.get(".".join([type(model).__name__, name]).rstrip("."), {}).values())
-    return Cost(sum(len(arguments[0]) for arguments in inputs), shapes, flops)
+    return Cost(items, shapes, flops)
 
 
 def part_lines(model: nn.Module, cost: Cost, parts: dict[str, str], item: str) -> list[str]:

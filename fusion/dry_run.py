@@ -1,7 +1,7 @@
 """``--dry_run`` of stage two: build what training builds, run its first step, show all of it, keep nothing.
 
-Axes, as printed: **G** groups, **V** views, **H W** size of a map, **E** features inside, **N** tokens of a group,
-**C** classes.
+Axes, as printed: **G** groups, **N** views of all groups of a pass, **H W** size of a map, **E** features inside, **P**
+tokens of all groups (of the published module **T** of each), **C** classes.
 """
 
 import shutil
@@ -64,8 +64,9 @@ def dry_run(config: FusionConfig, accelerator: Accelerator) -> None:
 
 def parts_of(config: FusionConfig) -> dict[str, str]:
     """Parts of the model in the order of the forward pass, with the axes of what they return."""
-    blocks = {f"blocks.{number}": "GNE" for number in range(config.model.depth)}
-    return {"project": "GVHWE", **blocks, "head": "GC"}
+    axes = "GTE" if config.model.kind == "published" else "PE"
+    blocks = {f"blocks.{number}": axes for number in range(config.model.depth)}
+    return {"project": "NHWE", **blocks, "head": "GC"}
 
 
 def first_step(config: FusionConfig, groups: GroupSet, cache: FeatureCache, state: TrainingState) -> FirstStep:
@@ -89,7 +90,7 @@ def group_lines(sets: dict[str, GroupSet]) -> list[str]:
 
 def views_line(step: FirstStep) -> str:
     """What the step's forward passes consisted of."""
-    passes = [f"{arguments[0].shape[0]} x {arguments[0].shape[1]}" for arguments in step.inputs]
+    passes = [" + ".join(f"{groups} x {views}" for groups, views in buckets) for *_, buckets in step.inputs]
     return f"forward passes of the first step (groups x views): {', '.join(passes)}; FLOPs are their mean"
 
 
@@ -103,16 +104,16 @@ def first_groups(
     """The first groups of the first batch, as training sees them: number in the set, and views by slot."""
     batch = training_batches(config, groups, epoch=0)[0]
     plans = plan_steps(config, groups, [batch], 0, len(cache.identity.variants), accelerator)
-    ((buckets, _), stored), *_ = cache.stream(plans, torch.device("cpu"), 1)
+    ((passes, _), stored), *_ = cache.stream(plans, torch.device("cpu"), 1)
     views: dict[int, list[View]] = {}
-    for bucket, part in zip(buckets, stored.split([bucket.ordinals.size for bucket in buckets]), strict=True):
-        maps = decode_maps(part, cache.identity.dtype, cache.identity.map_shape).unflatten(0, bucket.ordinals.shape)
+    for one, part in zip(passes, stored.split([len(one) for one in passes]), strict=True):
+        maps = decode_maps(part, cache.identity.dtype, cache.identity.map_shape)
         pictures = maps.float().abs().mean(dim=-1).numpy()
-        for place, number in enumerate(bucket.groups.tolist()):
-            slots, types = bucket.slots[place].tolist(), [VIEWS[t] for t in bucket.view_types[place].tolist()]
-            views[number] = sorted(zip(slots, types, pictures[place], strict=True), key=lambda view: view[0])
-    own = [number for number in batch.items.tolist() if number in views]
-    return {number: views[number] for number in own[:MOST_ROWS]}
+        for number, own in one.spans():
+            slots, types = one.slots[own].tolist(), [VIEWS[t] for t in one.view_types[own].tolist()]
+            views[number] = sorted(zip(slots, types, pictures[own], strict=True), key=lambda view: view[0])
+    shown = [number for number in batch.items.tolist() if number in views]
+    return {number: views[number] for number in shown[:MOST_ROWS]}
 
 
 def plot_groups(shown: dict[int, list[View]], groups: GroupSet, classes: tuple[str, ...], path: Path) -> None:

@@ -5,7 +5,7 @@ its weights; one network per view type wastes what they have in common and canno
 a router looks at what a view shows and at what type it is said to be, and mixes K experts softly (Jacobs et al., Neural
 Computation 3, 1991; bottleneck adapters: Houlsby et al., arXiv 1902.00751).
 
-Axes: **G** groups, **V** views, **T** tokens of a view, **E** features, **K** experts, **R** features inside an expert.
+Axes: **T** tokens of a view, **E** features, **K** experts, **R** features inside an expert.
 """
 
 import torch
@@ -44,17 +44,19 @@ class ExpertAdapter(nn.Module):
         self.up = nn.Linear(num_experts * inside, width, bias=False)
         nn.init.zeros_(self.up.weight)
 
-    def forward(self, x: Float[Tensor, "G V T E"], view_types: Int[Tensor, "G V"]) -> Float[Tensor, "G V T E"]:
+    def forward(self, x: Float[Tensor, "*views T E"], view_types: Int[Tensor, "*views"]) -> Float[Tensor, "*views T E"]:
         """Tokens in, as many out.
 
         Args:
             view_types: Numbers into `VIEWS`; UNKNOWN is a type like any other, then content decides.
         """
         normed = self.norm(x)
-        share = self.shares(normed, view_types)  # (G, V, K)
-        hidden = F.gelu(self.down(normed)).unflatten(-1, (self.num_experts, -1))  # (G, V, T, K, R)
-        return x + self.up((hidden * share[:, :, None, :, None]).flatten(3))
+        share = self.shares(normed, view_types)
+        hidden = F.gelu(self.down(normed)).unflatten(-1, (self.num_experts, -1))  # (*views, T, K, R)
+        return x + self.up((hidden * share[..., None, :, None]).flatten(-2))
 
-    def shares(self, normed: Float[Tensor, "G V T E"], view_types: Int[Tensor, "G V"]) -> Float[Tensor, "G V K"]:
+    def shares(
+        self, normed: Float[Tensor, "*views T E"], view_types: Int[Tensor, "*views"]
+    ) -> Float[Tensor, "*views K"]:
         """How much of each expert every view gets; they add up to 1."""
-        return self.router(normed.mean(dim=2) + self.type_embedding[view_types]).softmax(dim=-1)
+        return self.router(normed.mean(dim=-2) + self.type_embedding[view_types]).softmax(dim=-1)

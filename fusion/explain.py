@@ -66,7 +66,7 @@ def head_tokens(
         model(maps, view_types, slots)
     finally:
         hook.remove()
-    return caught[0]
+    return caught[0].reshape(len(maps), -1, caught[0].shape[-1])  # an ML-Decoder's are packed
 
 
 def decoder_attention(head: MLDecoder, tokens: Float[Tensor, "G T E"]) -> Float[Tensor, "G heads Q T"]:

@@ -1,17 +1,12 @@
-"""From cached images to groups of views: canonical order, shuffled slots, buckets of equal size.
+"""From cached images to groups of views: canonical order at test time, dropped views and shuffled slots in training.
 
-A *bucket* is a part of a batch whose groups have equally many views; the model takes one at a time. G groups, V
-views, C classes.
+G groups, V views, C classes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from data.cache import FeatureCache
 from data.errors import InputError
@@ -20,8 +15,7 @@ from data.manifest import Manifest
 from data.order import derive_seed, visit_seed
 from data.views import VIEWS
 from fusion.config import GroupingConfig
-from fusion.model import ModelConfig
-from fusion.published import MAX_VIEWS
+from fusion.passes import Views
 
 UNKNOWN = VIEWS.index("UNKNOWN")
 
@@ -117,28 +111,6 @@ def cached_manifest(manifest: Manifest, cache: FeatureCache) -> Manifest:
     return kept
 
 
-class Views(NamedTuple):
-    """One group's views at one visit."""
-
-    ordinals: Int[np.ndarray, "V"]
-    view_types: Int[np.ndarray, "V"]
-    slots: Int[np.ndarray, "V"]
-    variants: Int[np.ndarray, "V"]
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Groups with equally many views, ready for a forward pass; the published module's are padded to as many."""
-
-    groups: Int[np.ndarray, "G"]
-    """Numbers into the group set."""
-    ordinals: Int[np.ndarray, "G V"]
-    variants: Int[np.ndarray, "G V"]
-    """Which of an image's cached maps."""
-    view_types: Int[Tensor, "G V"]
-    slots: Int[Tensor, "G V"]
-
-
 def slots_in_order(num_views: int, num_slots: int) -> Int[np.ndarray, "V"]:
     """Slots at test time: the first ones, in rounds where there are more views than slots."""
     return np.arange(num_views) % num_slots
@@ -191,61 +163,4 @@ def evaluation_views(
     slots = fixed_slots(len(ordinals), num_slots, draw)
     return Views(
         ordinals, np.full_like(types, UNKNOWN) if hide_types else types, slots, np.full_like(ordinals, variant)
-    )
-
-
-def make_buckets(
-    numbers: Int[np.ndarray, "G"],
-    views: list[Views],
-    max_views: int = 0,
-) -> Iterator[Bucket]:
-    """Sort groups into buckets by number of views, few views first.
-
-    Args:
-        numbers: Group numbers.
-        views: Views of each of them.
-        max_views: Views per bucket at most (one group always fits); 0: no limit.
-    """
-    counts = np.array([len(part.ordinals) for part in views])
-    for count in np.unique(counts):
-        places = np.flatnonzero(counts == count)
-        size = max(1, max_views // count) if max_views else len(places)
-        for start in range(0, len(places), size):
-            part = places[start : start + size]
-            ordinals, types, slots, variants = (np.stack([views[p][i] for p in part]) for i in range(4))
-            yield Bucket(numbers[part], ordinals, variants, torch.from_numpy(types), torch.from_numpy(slots))
-
-
-def make_passes(
-    model: ModelConfig, numbers: Int[np.ndarray, "G"], views: list[Views], max_views: int = 0
-) -> Iterator[Bucket]:
-    """The forward passes of some groups, as the configured model takes them; arguments as of `make_buckets`."""
-    if model.kind == "fusion":
-        yield from make_buckets(numbers, views, max_views)
-        return
-    padded = [padded_views(part) for part in views]
-    for bucket in make_buckets(np.arange(len(numbers)), padded, max_views):
-        yield replace(bucket, groups=numbers[bucket.groups])
-
-
-def padded_views(views: Views) -> Views:
-    """A group as the published module takes it: the first four views by slot, absent ones marked by slot -1.
-
-    Slots are drawn anew at each training visit, which makes the four random, as published; at test time they are in
-    canonical order, where the release draws again. An absent view's map is the first one's, read but not looked at.
-    """
-    order = np.argsort(views.slots, kind="stable")[:MAX_VIEWS]
-    taken = np.pad(order, (0, MAX_VIEWS - len(order)), mode="edge")
-    place = np.arange(MAX_VIEWS)
-    return Views(
-        views.ordinals[taken], views.view_types[taken], np.where(place < len(order), place, -1), views.variants[taken]
-    )
-
-
-def maps_of(buckets: list[Bucket]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """Ordinals and variants of all maps of some buckets, bucket after bucket."""
-    none = [np.empty(0, dtype=int)]
-    return (
-        np.concatenate([bucket.ordinals.ravel() for bucket in buckets] or none),
-        np.concatenate([bucket.variants.ravel() for bucket in buckets] or none),
     )

@@ -1,4 +1,4 @@
-"""Logits of groups from cached maps: a bucket, a split, a split averaged over test-time passes.
+"""Logits of groups from cached maps: a pass, a split, a split averaged over test-time passes.
 
 G groups, V views, C classes.
 """
@@ -16,19 +16,19 @@ from data.storage import decode_maps
 from extract.engine import gather_rows, sigmoid
 from fusion.config import FusionConfig
 from fusion.evaluation import average_logits, evaluation_passes
-from fusion.grouping import Bucket, GroupSet, evaluation_views, make_passes, maps_of
+from fusion.grouping import GroupSet, evaluation_views
+from fusion.passes import Pass, make_passes, maps_of
 from fusion.scoring import group_map
 
 
 def forward(
-    model: nn.Module, bucket: Bucket, stored: Tensor, identity: CacheIdentity, accelerator: Accelerator
+    model: nn.Module, one: Pass, stored: Tensor, identity: CacheIdentity, accelerator: Accelerator
 ) -> Float[Tensor, "G C"]:
-    """Logits of a bucket; maps travel in their stored form and are decoded and widened on the device."""
+    """Logits of the groups of a pass; maps travel in their stored form and are decoded and widened on the device."""
     device = accelerator.device
     maps = decode_maps(stored, identity.dtype, identity.map_shape).to(next(model.parameters()).dtype)
-    maps = maps.unflatten(0, tuple(bucket.ordinals.shape))
     with accelerator.autocast():
-        return model(maps, bucket.view_types.to(device), bucket.slots.to(device))
+        return model(maps, one.view_types.to(device), one.slots.to(device), one.buckets)
 
 
 @torch.inference_mode()
@@ -50,12 +50,12 @@ def predict_groups(
     own = np.arange(len(groups))[accelerator.process_index :: accelerator.num_processes]
     num_slots, hide_types = config.model.num_slots, config.grouping.hide_types
     views = [evaluation_views(groups, int(number), num_slots, variant, draw, hide_types) for number in own]
-    buckets = list(make_passes(config.model, own, views, config.max_views_per_forward or 4 * config.batch_size))
+    passes = list(make_passes(config.model, own, views, config.max_views_per_forward or 4 * config.batch_size))
     model.eval()
-    plans = ((bucket, *maps_of([bucket])) for bucket in buckets)
+    plans = ((one, *maps_of([one])) for one in passes)
     stream = cache.stream(plans, accelerator.device, config.num_workers)
-    logits = [forward(model, bucket, stored, cache.identity, accelerator).float().cpu() for bucket, stored in stream]
-    numbers = np.concatenate([bucket.groups for bucket in buckets]) if buckets else own
+    logits = [forward(model, one, stored, cache.identity, accelerator).float().cpu() for one, stored in stream]
+    numbers = np.concatenate([one.groups for one in passes]) if passes else own
     values = torch.cat(logits) if logits else torch.empty(0, groups.labels.shape[1])
     return gather_rows(accelerator, numbers, values, len(groups))
 

@@ -36,9 +36,10 @@ from extract.step import seed_step, take_step
 from extract.train import on_device
 from fusion.config import FusionConfig
 from fusion.evaluation import average_logits, evaluation_passes
-from fusion.grouping import Bucket, GroupSet, evaluation_views, make_buckets
+from fusion.grouping import GroupSet, evaluation_views
 from fusion.joint_model import JointModel
 from fusion.joint_start import keep_start, load_start, refuse_leaks_and_changes
+from fusion.passes import Pass, make_passes
 from fusion.results import Logits, write_results
 from fusion.scoring import group_map
 from fusion.train import plan_steps, training_batches
@@ -60,23 +61,23 @@ class Phase:
     """Of each split; `GroupSet.rows` are rows of it."""
     accelerator: Accelerator
 
-    def requests(self, split: str, bucket: Bucket, *visit: int) -> list[Request]:
-        """The images of a bucket, group by group, with the seeds of their augmentation.
+    def requests(self, split: str, one: Pass, *visit: int) -> list[Request]:
+        """The images of a pass, group by group, with the seeds of their augmentation.
 
         Args:
             visit: Epoch and step in training.
         """
         groups = self.sets[split]
-        row_of = {o: r for g in bucket.groups for o, r in zip(groups.ordinals[g], groups.rows[g], strict=True)}
-        rows = [int(row_of[ordinal]) for ordinal in bucket.ordinals.ravel()]
+        row_of = {o: r for g in one.groups for o, r in zip(groups.ordinals[g], groups.rows[g], strict=True)}
+        rows = [int(row_of[ordinal]) for ordinal in one.ordinals]
         return [(row, derive_seed("augment", self.config.seed, *visit, row)) for row in rows]
 
-    def forward(self, model: nn.Module, bucket: Bucket, pixels: Tensor) -> Float[Tensor, "G C"]:
-        """Logits of a bucket."""
+    def forward(self, model: nn.Module, one: Pass, pixels: Tensor) -> Float[Tensor, "G C"]:
+        """Logits of the groups of a pass."""
         device = self.accelerator.device
         images = on_device(pixels, self.stage_one, self.accelerator)
         with self.accelerator.autocast():
-            return model(images, bucket.view_types.to(device), bucket.slots.to(device))
+            return model(images, one.view_types.to(device), one.slots.to(device), one.buckets)
 
 
 def phase_config(config: FusionConfig) -> FusionConfig:
@@ -203,27 +204,27 @@ def train_one_epoch(
     todo = batches[progress.step :]
     plans = [plan for plan, *_ in plan_steps(config, groups, todo, epoch, 1, accelerator)]
     requests = [
-        phase.requests("train", bucket, epoch, step)
-        for step, (buckets, _) in enumerate(plans, progress.step)
-        for bucket in buckets
+        phase.requests("train", one, epoch, step)
+        for step, (passes, _) in enumerate(plans, progress.step)
+        for one in passes
     ]
     augmentation = phase.stage_one.augmentation if config.joint.augment else None
     dataset = ImageDataset(phase.images["train"], phase.stage_one.image, augmentation)
     images = load_batches(dataset, requests, config.joint.num_workers)
     statistics = class_statistics(groups.labels).to(accelerator.device)
 
-    def sub_loss(bucket: Bucket, counts: bool, num_known: int) -> Tensor:
-        targets = torch.from_numpy(groups.labels[bucket.groups]).to(accelerator.device)
+    def sub_loss(one: Pass, counts: bool, num_known: int) -> Tensor:
+        targets = torch.from_numpy(groups.labels[one.groups]).to(accelerator.device)
         if not counts:
             targets = torch.full_like(targets, float("nan"))
-        logits = phase.forward(state.model, bucket, next(images))
+        logits = phase.forward(state.model, one, next(images))
         return multilabel_loss(logits, targets, statistics, config.loss, DONE) / num_known
 
     state.model.train()
-    for batch, (buckets, counts) in zip(log.progress(todo, f"epoch {epoch + 1}"), plans, strict=True):
+    for batch, (passes, counts) in zip(log.progress(todo, f"epoch {epoch + 1}"), plans, strict=True):
         seed_step(config.seed, epoch, progress.step, accelerator.process_index)
         known = ~np.isnan(groups.labels[batch.items])  # every process knows the global batch
-        losses = [partial(sub_loss, bucket, counts, max(1, int(known.sum()))) for bucket in buckets]
+        losses = [partial(sub_loss, one, counts, max(1, int(known.sum()))) for one in passes]
         total_step, names = epoch * len(batches) + progress.step, [groups.ids[number] for number in batch.items]
         take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), names)
         progress.step += 1
@@ -244,13 +245,13 @@ def predict_groups(phase: Phase, split: str, model: nn.Module, draw: int = 0) ->
     own = np.arange(len(groups))[accelerator.process_index :: accelerator.num_processes]
     num_slots, hide_types = config.model.num_slots, config.grouping.hide_types
     views = [evaluation_views(groups, int(number), num_slots, draw=draw, hide_types=hide_types) for number in own]
-    buckets = list(make_buckets(own, views, config.max_views_per_forward or 4 * config.batch_size))
-    requests = [phase.requests(split, bucket) for bucket in buckets]
+    passes = list(make_passes(config.model, own, views, config.max_views_per_forward or 4 * config.batch_size))
+    requests = [phase.requests(split, one) for one in passes]
     dataset = ImageDataset(phase.images[split], phase.stage_one.image)
     images = load_batches(dataset, requests, config.joint.num_workers)
     model.eval()
-    logits = [phase.forward(model, bucket, next(images)).float().cpu() for bucket in buckets]
-    numbers = np.concatenate([bucket.groups for bucket in buckets]) if buckets else own
+    logits = [phase.forward(model, one, next(images)).float().cpu() for one in passes]
+    numbers = np.concatenate([one.groups for one in passes]) if passes else own
     values = torch.cat(logits) if logits else torch.empty(0, groups.labels.shape[1])
     return gather_rows(accelerator, numbers, values, len(groups))
 

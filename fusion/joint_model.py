@@ -1,6 +1,6 @@
 """Backbone and fusion model as one, of which the last stages learn.
 
-N images of a forward pass (all views of its groups), G groups, V views, C classes.
+N images of a forward pass (all views of its groups), G groups, C classes.
 """
 
 from jaxtyping import Float, Int
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from data.errors import InputError
 from extract.backbone import Backbone
+from extract.heads.packing import Buckets
 from fusion.model import FusionModel
 
 
@@ -37,14 +38,15 @@ class JointModel(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "N c h w"],
-        view_types: Int[Tensor, "G V"],
-        slots: Int[Tensor, "G V"],
+        view_types: Int[Tensor, "N"],
+        slots: Int[Tensor, "N"],
+        buckets: Buckets,
     ) -> Float[Tensor, "G C"]:
-        """Logits of each group; its images lie side by side, as `fusion.grouping.Bucket` counts them."""
+        """Logits of each group; its images lie side by side, as in a `fusion.passes.Pass`."""
         maps = self.backbone(images).to(self.fusion.slot_embedding.dtype)
         if self.pool == 2:
             maps = F.avg_pool2d(maps.permute(0, 3, 1, 2), 2, ceil_mode=True).permute(0, 2, 3, 1)
-        return self.fusion(maps.unflatten(0, tuple(view_types.shape)), view_types, slots)
+        return self.fusion(maps, view_types, slots, buckets)
 
     def train(self, mode: bool = True) -> "JointModel":
         """Training mode, or evaluation mode; frozen stages and BatchNorm stay in the latter."""

@@ -1,7 +1,7 @@
-"""The fusion transformer. It sees groups with the same number of views, so it needs no padding and no mask.
+"""The fusion transformer. Groups of any numbers of views go through it at once, without padding and without a mask.
 
-Axes: **G** groups, **V** views of each, **H W** map size, **T** = H * W tokens per view, **D** map features, **E**
-features inside, **C** classes.
+Axes: **G** groups, **V** views of each, **N** views of all groups of a pass, **H W** map size, **T** = H * W tokens per
+view, **P** = N * T tokens of all groups, **D** map features, **E** features inside, **C** classes.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from data.views import VIEWS
 from extract.heads import HeadConfig, build_head
+from extract.heads.ml_decoder import MLDecoder
+from extract.heads.packing import Buckets, unpacked
 from fusion.experts import ExpertAdapter
 
 
@@ -33,6 +35,10 @@ class ModelConfig:
 
     num_heads: int = 6
     """Attention heads per layer; divides `width`."""
+
+    feed_forward: int = 0
+    """Features inside the feed-forward layers of the transformer; 0: four times `width` (published: 2048, 8/3 of it).
+    """
 
     token_stride: Literal[1, 2, 4] = 1
     """1: every map position a token. 2: a 3x3 convolution with stride 2, as published, a quarter of the tokens.
@@ -58,8 +64,9 @@ class ModelConfig:
             raise ValueError(f"model.num_heads={self.num_heads} does not divide model.width={self.width}")
         if self.num_slots < 1:
             raise ValueError(f"model.num_slots must be at least 1, got {self.num_slots}")
-        if self.experts < 0:
-            raise ValueError(f"model.experts must be 0 or more, got {self.experts}")
+        for name in ("feed_forward", "experts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} must be 0 or more, got {getattr(self, name)}")
         if self.head.mixes_samples:  # a group may be alone in its forward pass, as groups of many views often are
             raise ValueError(
                 f"model.head: {self.head.kind} with BatchNorm makes a group's logits depend on the other groups; choose"
@@ -77,12 +84,16 @@ class FusionModel(nn.Module):
     """Every token of a group attends to every other one, then the head reads them all (after CheXFusion).
 
     The published module (Kim, arXiv 2308.03968) attends over the batch instead of the views, masks nothing, and its
-    position code does not vary over rows. Here a forward pass takes groups with equally many views: attention lies
-    within a group by construction, and a group's logits cannot depend on its neighbours or on padding. Groups with
-    other numbers of views go through in forward passes of their own.
+    position code does not vary over rows. Here the tokens of all groups lie in a row, sorted into buckets of groups
+    with equally many views. Layers that treat each token alike run once on the whole row; attention runs bucket by
+    bucket, so it lies within a group by construction, and a group's logits cannot depend on its neighbours or on
+    padding.
 
     A token is its map vector (normalised, projected) + where it lies (rows and columns) + the embedding of its
     view's slot + the embedding of its view's type; experts for views, where asked for, are the first layer over them.
+
+    With torch.compile a pass is one graph, the same for all passes of as many buckets; but which buckets hold a single
+    group makes a difference, for torch takes a size of 1 for a constant.
 
     Args:
         map_shape: (H, W, D) of the cached maps.
@@ -99,44 +110,56 @@ class FusionModel(nn.Module):
         self.register_buffer("position_code", position_code(H, W, width), persistent=False)
         self.slot_embedding = nn.Parameter(torch.randn(config.num_slots, width) * 0.02)
         self.view_embedding = nn.Parameter(torch.randn(len(VIEWS), width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, config.num_heads, config.dropout) for _ in range(config.depth))
+        hidden = config.feed_forward or 4 * width
+        self.blocks = nn.ModuleList(Block(width, config.num_heads, hidden, config.dropout) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(width)
         self.head = build_head(config.head, width, num_classes)
         self.experts = ExpertAdapter(width, config.experts) if config.experts else None
 
     def forward(
         self,
-        maps: Float[Tensor, "G V H W D"],
-        view_types: Int[Tensor, "G V"],
-        slots: Int[Tensor, "G V"],
+        maps: Float[Tensor, "*views H W D"],
+        view_types: Int[Tensor, "*views"],
+        slots: Int[Tensor, "*views"],
+        buckets: Buckets = (),
     ) -> Float[Tensor, "G C"]:
         """Logits of each group.
 
         Args:
-            maps: Cached feature maps, view by view; any V >= 1.
+            maps: Cached feature maps, (G, V) of them, any V >= 1; or with `buckets` N of them in a row.
             view_types: Numbers into `VIEWS`.
             slots: Numbers below `num_slots`.
+            buckets: (groups, views of each) of every bucket in turn (`fusion.passes.Pass`).
         """
-        x = self.project(self.norm_in(mean_pooled(maps, self.pool))) + self.position_code  # (G, V, H, W, E)
-        of_view = self.slot_embedding[slots] + self.view_embedding[view_types]  # (G, V, E)
-        x = (x + of_view[:, :, None, None]).flatten(2, 3)  # (G, V, T, E)
-        if self.experts is not None:
-            x = self.experts(x, view_types)
-        x = x.flatten(1, 2)  # (G, V*T, E)
+        buckets = buckets or [(view_types.shape[0], view_types.shape[1])]
+        x = self.tokens(maps.flatten(0, -4), view_types.flatten(), slots.flatten())
+        buckets = [(groups, views * x.shape[1]) for groups, views in buckets]  # from here on in tokens
+        x = x.flatten(0, 1)
         for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm_out(x))
+            x = block(x, buckets)
+        x = self.norm_out(x)
+        if isinstance(self.head, MLDecoder):
+            return self.head(x, buckets)
+        return torch.cat([self.head(part) for part in unpacked(x, buckets)])
+
+    def tokens(
+        self, maps: Float[Tensor, "N H W D"], view_types: Int[Tensor, "N"], slots: Int[Tensor, "N"]
+    ) -> Float[Tensor, "N T E"]:
+        """The tokens of each view, before any has heard another."""
+        x = self.project(self.norm_in(mean_pooled(maps, self.pool))) + self.position_code  # (N, h, w, E)
+        of_view = self.slot_embedding[slots] + self.view_embedding[view_types]  # (N, E)
+        x = (x + of_view[:, None, None]).flatten(1, 2)
+        return x if self.experts is None else self.experts(x, view_types)
 
 
-def mean_pooled(maps: Float[Tensor, "G V H W D"], size: int) -> Float[Tensor, "G V h w D"]:
+def mean_pooled(maps: Float[Tensor, "N H W D"], size: int) -> Float[Tensor, "N h w D"]:
     """Means of `size` x `size` neighbours; the last row and column of sizes that do not divide are means of fewer.
 
     Before the norm and the projection, which are then done for the means alone.
     """
     if size == 1:
         return maps
-    x = F.avg_pool2d(maps.flatten(0, 1).permute(0, 3, 1, 2), size, ceil_mode=True)
-    return x.permute(0, 2, 3, 1).unflatten(0, maps.shape[:2])
+    return F.avg_pool2d(maps.permute(0, 3, 1, 2), size, ceil_mode=True).permute(0, 2, 3, 1)
 
 
 class StridedProjection(nn.Module):
@@ -146,38 +169,44 @@ class StridedProjection(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim, width, 3, stride=2, padding=1)
 
-    def forward(self, maps: Float[Tensor, "G V H W D"]) -> Float[Tensor, "G V h w E"]:
+    def forward(self, maps: Float[Tensor, "N H W D"]) -> Float[Tensor, "N h w E"]:
         """A quarter of the positions."""
-        x = self.conv(maps.flatten(0, 1).permute(0, 3, 1, 2))
-        return x.permute(0, 2, 3, 1).unflatten(0, maps.shape[:2])
+        return self.conv(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer layer: self-attention over the tokens of a group, then a feed-forward network."""
+    """Pre-norm transformer layer: self-attention over the tokens of a group, then a feed-forward network.
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    Args:
+        hidden: Features inside the feed-forward network.
+    """
+
+    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width)
         )
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "G N E"]) -> Float[Tensor, "G N E"]:
-        """N tokens of each group in, as many out."""
-        x = x + self.drop(self.attend(self.norm_attention(x)))
+    def forward(self, x: Float[Tensor, "P E"], buckets: Buckets) -> Float[Tensor, "P E"]:
+        """The tokens of all groups in, as many out."""
+        x = x + self.drop(self.attend(self.norm_attention(x), buckets))
         return x + self.drop(self.feed_forward(self.norm_feed_forward(x)))
 
-    def attend(self, x: Float[Tensor, "G N E"]) -> Float[Tensor, "G N E"]:
+    def attend(self, x: Float[Tensor, "P E"], buckets: Buckets) -> Float[Tensor, "P E"]:
         """Multi-head self-attention within each group.
 
-        Without dropout on the weights: torch's fused CPU kernel, whose memory grows linearly with N, has none.
+        Without dropout on the weights: torch's fused CPU kernel, whose memory grows linearly with tokens, has none.
         """
-        q, k, v = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(q, k, v)
-        return self.out(heads.transpose(1, 2).flatten(2))
+        attended = []
+        for part in unpacked(self.query_key_value(x), buckets):
+            q, k, v = part.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            heads = F.scaled_dot_product_attention(q, k, v)
+            attended.append(heads.transpose(1, 2).flatten(2).flatten(0, 1))
+        return self.out(torch.cat(attended))
 
 
 def position_code(height: int, width: int, dim: int) -> Float[Tensor, "height width dim"]:

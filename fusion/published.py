@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from extract.heads.ml_decoder import MLDecoder
+from extract.heads.packing import Buckets
 from fusion.model import FusionModel, ModelConfig, StridedProjection
 
 MAX_VIEWS = 4
@@ -37,14 +38,14 @@ class PublishedFusion(nn.Module):
     Takes what `FusionModel` takes, so that the same training serves both; all groups of a batch belong in one call.
 
     Args:
-        config: Of kind published; uses width, depth, num_heads, dropout and the head's.
+        config: Of kind published; uses width, depth, num_heads, feed_forward, dropout and the head's.
         map_shape: (H, W, D) of the cached maps.
     """
 
     def __init__(self, config: ModelConfig, map_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         (H, W, D), width, head = map_shape, config.width, config.head
-        hidden = 8 * width // 3  # torch's default of 2048 at the published width
+        hidden = config.feed_forward or 8 * width // 3  # torch's default of 2048 at the published width
         self.project = StridedProjection(D, width)
         code = rowless_code(-(-H // 2), -(-W // 2), width)
         self.register_buffer("position_code", code, persistent=False)
@@ -57,18 +58,21 @@ class PublishedFusion(nn.Module):
 
     def forward(
         self,
-        maps: Float[Tensor, "G V H W D"],
-        view_types: Int[Tensor, "G V"],
-        slots: Int[Tensor, "G V"],
+        maps: Float[Tensor, "*views H W D"],
+        view_types: Int[Tensor, "*views"],
+        slots: Int[Tensor, "*views"],
+        buckets: Buckets = (),
     ) -> Float[Tensor, "G C"]:
         """Logits of each group.
 
         Args:
-            maps: Cached feature maps; those of absent views are not looked at.
+            maps: Cached feature maps, (G, V) of them, or with `buckets` in a row; an absent view's is not looked at.
             view_types: Not used; the release has none.
             slots: 0 to 3, and -1 for an absent view.
+            buckets: One, (G, V).
         """
-        x = self.tokens(maps, slots)
+        (shape,) = buckets or [(slots.shape[0], slots.shape[1])]
+        x = self.tokens(maps.flatten(0, -4).unflatten(0, shape), slots.flatten().unflatten(0, shape))
         for block in self.blocks:
             x = block(x)  # not batch_first: attention over G, as released
         return self.head(x)
@@ -76,10 +80,10 @@ class PublishedFusion(nn.Module):
     def tokens(self, maps: Float[Tensor, "G V H W D"], slots: Int[Tensor, "G V"]) -> Float[Tensor, "G N E"]:
         """Convolved maps with position code, padding vectors for absent views, segment embeddings for all."""
         if maps.is_meta:  # shapes alone, for a count of FLOPs: no slot has a value
-            x = self.project(maps) + self.position_code
+            x = self.project(maps.flatten(0, 1)).unflatten(0, slots.shape) + self.position_code
         else:
             present = slots >= 0
-            real = self.project(maps[present][None])[0] + self.position_code  # (views present, h, w, E)
+            real = self.project(maps[present]) + self.position_code  # (views present, h, w, E)
             x = self.padding.to(real.dtype).expand(*slots.shape, *real.shape[1:]).clone()
             x[present] = real
         return (x + self.segment_embedding[:, None, None]).flatten(1, 3)

@@ -33,17 +33,9 @@ from extract.losses import class_statistics, multilabel_loss
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
 from fusion.config import FusionConfig, JointConfig
-from fusion.grouping import (
-    Bucket,
-    GroupSet,
-    cached_manifest,
-    make_groups,
-    make_passes,
-    maps_of,
-    single_images,
-    training_views,
-)
+from fusion.grouping import GroupSet, cached_manifest, make_groups, single_images, training_views
 from fusion.inference import forward, predict_finally, predict_groups
+from fusion.passes import Pass, make_passes, maps_of
 from fusion.pooled_mlp import mlp_logits
 from fusion.published import build_model
 from fusion.results import say_next, write_results
@@ -198,23 +190,23 @@ def train_one_epoch(
     batches = training_batches(config, groups, epoch)
     statistics = class_statistics(groups.labels).to(accelerator.device)
 
-    def sub_loss(bucket: Bucket, stored: Tensor, counts: bool, num_known: int) -> Tensor:
-        targets = torch.from_numpy(groups.labels[bucket.groups]).to(accelerator.device)
+    def sub_loss(one: Pass, stored: Tensor, counts: bool, num_known: int) -> Tensor:
+        targets = torch.from_numpy(groups.labels[one.groups]).to(accelerator.device)
         if not counts:
             targets = torch.full_like(targets, float("nan"))
-        logits = forward(state.model, bucket, stored, cache.identity, accelerator)
+        logits = forward(state.model, one, stored, cache.identity, accelerator)
         return multilabel_loss(logits, targets, statistics, config.loss, epoch / config.epochs) / num_known
 
     state.model.train()
     todo = batches[progress.step :]
     plans = plan_steps(config, groups, todo, epoch, len(cache.identity.variants), accelerator)
     steps = cache.stream(plans, accelerator.device, config.num_workers)
-    for batch, ((buckets, counts), stored) in zip(log.progress(todo, f"epoch {epoch + 1}"), steps, strict=True):
+    for batch, ((passes, counts), stored) in zip(log.progress(todo, f"epoch {epoch + 1}"), steps, strict=True):
         seed_step(config.seed, epoch, progress.step, accelerator.process_index)
         known = ~np.isnan(groups.labels[batch.items])  # every process knows the global batch
         num_known = max(1, int(known.sum()))
-        parts = zip(buckets, stored.split([bucket.ordinals.size for bucket in buckets]), strict=True)
-        losses = [partial(sub_loss, bucket, part, counts, num_known) for bucket, part in parts]
+        parts = zip(passes, stored.split([len(one) for one in passes]), strict=True)
+        losses = [partial(sub_loss, one, part, counts, num_known) for one, part in parts]
         total_step, names = epoch * len(batches) + progress.step, [groups.ids[number] for number in batch.items]
         take_step(state, losses, config.optimizer, total_step, config.epochs * len(batches), names)
         progress.step += 1
@@ -236,8 +228,8 @@ def plan_steps(
     epoch: int,
     num_variants: int,
     accelerator: Accelerator,
-) -> Iterator[tuple[tuple[list[Bucket], bool], np.ndarray, np.ndarray]]:
-    """Per step, this process's buckets and whether they count; and the maps to read for them.
+) -> Iterator[tuple[tuple[list[Pass], bool], np.ndarray, np.ndarray]]:
+    """Per step, this process's passes and whether they count; and the maps to read for them.
 
     A process without a share runs one group of the batch at weight 0, so that all processes meet in every step.
     """
@@ -248,5 +240,5 @@ def plan_steps(
             training_views(groups, n, config.grouping, config.model.num_slots, config.seed, epoch, num_variants, copy)
             for n, copy in zip(draws.items.tolist(), draws.copies.tolist(), strict=True)
         ]
-        buckets = list(make_passes(config.model, draws.items, views, config.max_views_per_forward))
-        yield (buckets, bool(len(share))), *maps_of(buckets)
+        passes = list(make_passes(config.model, draws.items, views, config.max_views_per_forward))
+        yield (passes, bool(len(share))), *maps_of(passes)

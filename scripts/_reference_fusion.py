@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from extract.heads.ml_decoder import CrossAttention, MLDecoder
+from extract.heads.packing import Buckets
 from fusion.model import Block, FusionModel
 
 
@@ -24,11 +25,12 @@ class PaddedFusion(nn.Module):
         self.layers = nn.ModuleList(encoder_layer(block) for block in ours.blocks)
         self.attention = cross_attention(ours.head.attention)
 
-    def forward(self, maps: Tensor, view_types: Tensor, slots: Tensor) -> Tensor:
-        """Logits (G, C) of maps (G, V, H, W, D); an absent view has slot -1."""
+    def forward(self, maps: Tensor, view_types: Tensor, slots: Tensor, buckets: Buckets) -> Tensor:
+        """Logits (G, C) of maps in a row, G * V of them in one bucket; an absent view has slot -1."""
+        maps, view_types, slots = (part.unflatten(0, buckets[0]) for part in (maps, view_types, slots))
         ours, absent = self.ours, slots < 0
         of_view = ours.slot_embedding[slots] + ours.view_embedding[view_types]  # (G, V, E)
-        real = ours.project(ours.norm_in(maps[~absent][None]))[0] + ours.position_code
+        real = ours.project(ours.norm_in(maps[~absent])) + ours.position_code
         x = torch.zeros(*slots.shape, *real.shape[1:], dtype=real.dtype)
         x[~absent] = real + of_view[~absent][:, None, None]
         hidden = absent.repeat_interleave(x.shape[2] * x.shape[3], dim=1)  # (G, N)
@@ -51,7 +53,13 @@ def encoder_layer(block: Block) -> nn.TransformerEncoderLayer:
     """Torch's layer with a block's weights."""
     width, dropout = block.out.in_features, block.drop.p
     layer = nn.TransformerEncoderLayer(
-        width, block.num_heads, 4 * width, dropout, nn.functional.gelu, batch_first=True, norm_first=True
+        width,
+        block.num_heads,
+        block.feed_forward[0].out_features,
+        dropout,
+        nn.functional.gelu,
+        batch_first=True,
+        norm_first=True,
     )
     layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias = (
         block.query_key_value.weight,

@@ -17,7 +17,9 @@ from data.storage import decode_maps, pool_maps
 from data.transforms import Preprocessing
 from extract.backbone import Backbone, BackboneConfig
 from fusion.config import GroupingConfig
-from fusion.grouping import Bucket, GroupSet, make_buckets, training_views
+from fusion.grouping import GroupSet, training_views
+from fusion.model import ModelConfig
+from fusion.passes import Pass, make_passes
 
 VIEWS_PER_GROUP = (0.45, 0.40, 0.11, 0.04)  # shares of groups with 1, 2, 3, 4 views
 NUM_CLASSES, NUM_SLOTS = 26, 16
@@ -46,11 +48,12 @@ class Work:
         first = step % self.num_batches * self.batch_size
         return np.arange(first, first + self.batch_size)
 
-    def buckets(self, step: int) -> list[Bucket]:
+    def one_pass(self, step: int) -> Pass:
         """The groups of a step, packed."""
         numbers, grouping = self.batch(step), GroupingConfig(view_dropout=0, type_dropout=0)
         views = [training_views(self.groups, n, grouping, NUM_SLOTS, 0, step) for n in numbers.tolist()]
-        return list(make_buckets(numbers, views))
+        (one,) = make_passes(ModelConfig(), numbers, views)
+        return one
 
 
 def preprocessing(size: int) -> Preprocessing:

@@ -10,8 +10,9 @@ and steps AdamW:
 - recompute: as published. RGB decoded by Pillow, stacked to 4 views per study, float32 backbone on the real ones, and
   the published fusion module on 4 views, padding included.
 - efficient recompute: grey decoded by our reader, bfloat16 backbone, our packed fusion model.
-- cached: float16 maps read (each checked, nothing read ahead), our packed fusion model.
-- cheap, at 512 px: from a cache pooled 2 x 2, whose 8 x 8 positions are the 64 tokens per view; no convolution.
+- cached: float16 maps read (each checked, nothing read ahead), our packed fusion model: one forward pass per step.
+- cheap, at 512 px: as cached, with token_stride 4 as in fusion/configs/cxr_lt_2023_cheap.yaml: 16 tokens per view.
+- pooled, at 512 px: from a cache pooled 2 x 2, whose 8 x 8 positions are the 64 tokens per view; no convolution.
 
 The ways are interleaved; a ratio is that of one round's times, the median over rounds. Then the fusion model learns 20
 steps from the cache and 20 from recomputed maps (float32), from the same start: the losses' largest difference says
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import _bench
 import _root  # noqa: F401
@@ -35,7 +37,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from extract.heads import HeadConfig
-from fusion.grouping import maps_of
 from fusion.model import FusionModel, ModelConfig
 from fusion.published import MAX_VIEWS, PublishedFusion
 
@@ -43,31 +44,32 @@ HEAD = HeadConfig(kind="ml_decoder", width=768, num_heads=8, dropout=0.0)
 LR = 1e-4
 
 
+def config_of(kind: Literal["fusion", "published"], stride: Literal[1, 2, 4]) -> ModelConfig:
+    """The published sizes."""
+    sizes = {"width": 768, "depth": 2, "num_heads": 8, "feed_forward": 2048}
+    return ModelConfig(kind=kind, token_stride=stride, dropout=0.0, head=HEAD, **sizes)
+
+
 class Packed:
     """Our fusion model and its optimizer; a step takes the maps from wherever `source` finds them."""
 
-    def __init__(self, work: Work, pool: int, source: Callable[[np.ndarray], Tensor]) -> None:
+    def __init__(
+        self, work: Work, source: Callable[[np.ndarray], Tensor], stride: Literal[1, 2, 4] = 2, pool: int = 1
+    ) -> None:
         self.work, self.source = work, source
-        stride = 1 if pool == 2 else 2
-        config = ModelConfig(width=768, depth=2, num_heads=8, token_stride=stride, dropout=0.0, head=HEAD)
         torch.manual_seed(0)
-        self.model = FusionModel(config, work.caches[pool].identity.map_shape, NUM_CLASSES)
+        self.model = FusionModel(config_of("fusion", stride), work.caches[pool].identity.map_shape, NUM_CLASSES)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
 
     def step(self, step: int) -> float:
         """One training step; its loss."""
-        buckets, total = self.work.buckets(step), 0.0
-        parts = self.source(maps_of(buckets)[0]).split([bucket.ordinals.size for bucket in buckets])
-        for bucket, maps in zip(buckets, parts, strict=True):
-            logits = self.model(maps.unflatten(0, bucket.ordinals.shape), bucket.view_types, bucket.slots)
-            targets = torch.from_numpy(self.work.groups.labels[bucket.groups])
-            loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-            loss = loss / (self.work.batch_size * NUM_CLASSES)
-            loss.backward()
-            total += float(loss.detach())
+        one = self.work.one_pass(step)
+        logits = self.model(self.source(one.ordinals), one.view_types, one.slots, one.buckets)
+        loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(self.work.groups.labels[one.groups]))
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return total
+        return float(loss.detach())
 
 
 class Recompute:
@@ -76,8 +78,7 @@ class Recompute:
     def __init__(self, work: Work) -> None:
         self.work = work
         torch.manual_seed(0)
-        config = ModelConfig(kind="published", width=768, depth=2, num_heads=8, token_stride=2, dropout=0.0, head=HEAD)
-        self.model = PublishedFusion(config, work.caches[1].identity.map_shape, NUM_CLASSES)
+        self.model = PublishedFusion(config_of("published", 2), work.caches[1].identity.map_shape, NUM_CLASSES)
         self.model.head.attention.absorbing_pays = lambda *_: False  # as released
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
 
@@ -113,10 +114,13 @@ def ways_of(work: Work) -> dict[str, Callable[[int], object]]:
     """A step of each way."""
     ways: dict[str, Callable[[int], object]] = {
         "recompute": Recompute(work).step,
-        "efficient recompute": Packed(work, 1, partial(recomputed, work, bf16=True)).step,
-        "cached": Packed(work, 1, partial(cached, work, 1)).step,
+        "efficient recompute": Packed(work, partial(recomputed, work, bf16=True)).step,
+        "cached": Packed(work, partial(cached, work, 1)).step,
     }
-    return ways | ({"cheap": Packed(work, 2, partial(cached, work, 2)).step} if 2 in work.caches else {})
+    if 2 in work.caches:
+        ways["cheap"] = Packed(work, partial(cached, work, 1), stride=4).step
+        ways["pooled"] = Packed(work, partial(cached, work, 2), stride=1, pool=2).step
+    return ways
 
 
 def measure(work: Work, rounds: int) -> dict[str, np.ndarray]:
@@ -133,7 +137,7 @@ def measure(work: Work, rounds: int) -> dict[str, np.ndarray]:
 
 def loss_difference(work: Work, steps: int) -> float:
     """Largest difference between the losses of training from the cache and from recomputed maps."""
-    sides = [Packed(work, 1, partial(cached, work, 1)), Packed(work, 1, partial(recomputed, work, bf16=False))]
+    sides = [Packed(work, partial(cached, work, 1)), Packed(work, partial(recomputed, work, bf16=False))]
     losses = np.array([[side.step(step) for side in sides] for step in range(steps)])
     print(f"{work.size} px, loss of {steps} steps: {losses[0, 0]:.4f} to {losses[-1, 0]:.4f}")
     return float(np.abs(losses[:, 0] - losses[:, 1]).max())
@@ -149,8 +153,8 @@ def ratios(size: int, seconds: dict[str, np.ndarray]) -> dict[str, float]:
     for way in ("recompute", "efficient recompute"):
         key = f"step_{size}_vs_{way.replace(' ', '_')}"
         numbers[key] = round(float(np.median(seconds[way] / seconds["cached"])), 2)
-    if "cheap" in seconds:
-        numbers[f"cheap_step_{size}_vs_recompute"] = round(float(np.median(seconds["recompute"] / seconds["cheap"])), 2)
+    for way in seconds.keys() & {"cheap", "pooled"}:
+        numbers[f"{way}_step_{size}_vs_recompute"] = round(float(np.median(seconds["recompute"] / seconds[way])), 2)
     return numbers
 
 
@@ -160,14 +164,14 @@ def h200_lines() -> list[str]:
     slow, fast = 2977 * 2.0 / 20.9, 3998 * 4.5 / 20.9  # images/s of an RTX 4090 at 224 px; H200 2.0 to 4.5 times that
     backbone = [images / rate / 60 for rate in (slow, fast)]
     host = images * 0.165 / cores / 60  # s per image measured on one core: decode, float32, pad to 4, stack
-    read, fusion = 593 / 7.0, 3 * 17.9e9 * studies / 300e12  # GB at 7 GB/s; forward and backward at 300 TFLOP/s
+    read, fusion = 593 / 7.0, 3 * 16.2e9 * studies / 300e12  # GB at 7 GB/s; forward and backward at 300 TFLOP/s
     cache = max(read, fusion)
     return [
         "arithmetic, not measured: one epoch of MIMIC-CXR (377,000 images, 228,000 studies) at 1024 px on an H200",
         f"  frozen ConvNeXt-S in every step, {fast:.0f} to {slow:.0f} images/s:"
         f" {backbone[1]:.0f} to {backbone[0]:.0f} min",
         f"  the published input pipeline, 165 ms per image on {cores} cores: {host:.0f} min",
-        f"  cached: read 593 GB at 7 GB/s in {read:.0f} s, beside it fusion, 3 x 17.9 GFLOP per study at 300 TFLOP/s,"
+        f"  cached: read 593 GB at 7 GB/s in {read:.0f} s, beside it fusion, 3 x 16.2 GFLOP per study at 300 TFLOP/s,"
         f" in {fusion:.0f} s: {cache:.0f} s",
         f"  ratio: {backbone[1] * 60 / cache:.0f} to {backbone[0] * 60 / cache:.0f} against the backbone alone,"
         f" {host * 60 / cache:.0f} against the published pipeline",

@@ -34,23 +34,29 @@ BREAKS = [
         1,
         "attention over the groups of a batch instead of the tokens (the published wiring)",
         MODEL,
-        "x = x + self.drop(self.attend(self.norm_attention(x)))",
-        "x = x + self.drop(self.attend(self.norm_attention(x).transpose(0, 1)).transpose(0, 1))",
+        "1, 4)\n            heads = F.scaled_dot_product_attention(q, k, v)",
+        "1, 4).transpose(1, 3)\n            heads = F.scaled_dot_product_attention(q, k, v).transpose(0, 2)",
+    ),
+    Break(
+        1,
+        "attention over all groups of a forward pass",
+        MODEL,
+        "x = x + self.drop(self.attend(self.norm_attention(x), buckets))",
+        "x = x + self.drop(self.attend(self.norm_attention(x), [(1, len(x))]))",
     ),
     Break(
         1,
         "tokens normalised over the whole batch",
         MODEL,
-        "x = self.project(self.norm_in(maps)) + self.position_code",
+        "x = self.project(self.norm_in(mean_pooled(maps, self.pool))) + self.position_code",
         "x = self.project((maps - maps.mean()) / maps.std()) + self.position_code",
     ),
     Break(
         2,
         "each view attends to itself only",
         MODEL,
-        "for block in self.blocks:\n            x = block(x)",
-        "V = maps.shape[1]\n        x = x.unflatten(1, (V, -1)).flatten(0, 1)\n        for block in self.blocks:\n"
-        "            x = block(x)\n        x = x.unflatten(0, (-1, V)).flatten(1, 2)",
+        "x = block(x, buckets)",
+        "x = block(x, [(len(x) // (H * W), H * W) for H, W, _ in [self.position_code.shape]])",
     ),
     Break(
         2,
@@ -63,8 +69,9 @@ BREAKS = [
         3,
         "four views of a group at most",
         MODEL,
-        "x = self.project(",
-        "maps, view_types, slots = maps[:, :4], view_types[:, :4], slots[:, :4]\n        x = self.project(",
+        "buckets = buckets or [(view_types.shape[0], view_types.shape[1])]",
+        "if not buckets:\n            maps, view_types, slots = maps[:, :4], view_types[:, :4], slots[:, :4]\n"
+        "        buckets = buckets or [(view_types.shape[0], view_types.shape[1])]",
     ),
     Break(
         3,
@@ -105,15 +112,16 @@ BREAKS = [
         6,
         "the decoder also reads a padding token",
         DECODER,
-        "gathered = self.attention(queries, self.embed_tokens(tokens))",
-        "gathered = self.attention(queries, F.pad(self.embed_tokens(tokens), (0, 0, 0, 1)))",
+        "gathered = self.attention(queries, self.embed_tokens(tokens.flatten(0, -2)), buckets)",
+        "tokens = F.pad(self.embed_tokens(tokens), (0, 0, 0, 1))\n"
+        "        gathered = self.attention(queries, tokens.flatten(0, -2), [tuple(tokens.shape[:2])])",
     ),
     Break(
         6,
         "an embedding that nothing reads",
         MODEL,
-        "x = (x + of_view[:, :, None, None]).flatten(1, 3)",
-        "x = x.flatten(1, 3)",
+        "x = (x + of_view[:, None, None]).flatten(1, 2)",
+        "x = x.flatten(1, 2)",
     ),
     Break(
         6,

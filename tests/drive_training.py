@@ -65,9 +65,9 @@ def visits(run_dir: Path, stop_after: int) -> None:
     accelerator, plan_steps, taken = Accelerator(), fusion.train.plan_steps, []
 
     def noting(config, groups, batches, epoch, num_variants, accelerator):
-        for (buckets, counts), *maps in plan_steps(config, groups, batches, epoch, num_variants, accelerator):
-            taken.append([epoch, [groups.ids[g] for bucket in buckets for g in bucket.groups] if counts else []])
-            yield (buckets, counts), *maps
+        for (passes, counts), *maps in plan_steps(config, groups, batches, epoch, num_variants, accelerator):
+            taken.append([epoch, [groups.ids[g] for one in passes for g in one.groups] if counts else []])
+            yield (passes, counts), *maps
 
     class StopAfter(StopSignal):
         def agreed(self, accelerator):

@@ -14,11 +14,11 @@ import extract.train
 import fusion.train
 from data.views import VIEWS
 from extract.dry_run import start_command, without_clipping, without_rejected
-from extract.observe import bytes_text, count_parameters, measure_parts, observe_step, part_lines
+from extract.observe import FirstStep, bytes_text, count_parameters, measure_parts, observe_step, part_lines
 from extract.options import OptimizerConfig
 from extract.step import take_step
 from fusion.config import FusionConfig
-from fusion.dry_run import first_groups, plot_groups
+from fusion.dry_run import first_groups, plot_groups, views_line
 from fusion.grouping import make_groups
 from tests.launch import CONFIGS, run
 from tests.make_data import CLASSES, make_cache, make_manifest, make_run
@@ -157,6 +157,11 @@ def test_rejected_images_are_left_out_where_they_are_known(tmp_path):
     paths = manifest.images["path"].tolist()
     pd.DataFrame({"path": paths[3:5], "reason": "NA"}).to_csv(tmp_path / "rejected.csv", index=False)
     assert without_rejected(manifest, tmp_path).images["path"].tolist() == paths[:3] + paths[5:]
+
+
+def test_the_forward_passes_of_the_first_step_are_listed_with_their_buckets():
+    inputs = [(None, None, None, buckets) for buckets in (((4, 1), (3, 2)), ((1, 5),))]
+    assert "(groups x views): 4 x 1 + 3 x 2, 1 x 5;" in views_line(FirstStep(inputs=inputs))
 
 
 def test_the_groups_shown_are_those_of_the_first_batch_by_slot(tmp_path, accelerator):

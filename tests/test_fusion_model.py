@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.views import VIEWS
 from extract.heads import HeadConfig
 from extract.losses import ClassStatistics, LossConfig, multilabel_loss
-from fusion.grouping import Views, make_buckets
 from fusion.model import FusionModel, ModelConfig, mean_pooled, position_code
+from fusion.passes import Views, make_passes
 from tests.launch import ROOT
 
 H, W, D, C, S = 3, 2, 5, 7, 6  # all different, so that swapped axes cannot pass by luck
@@ -68,7 +71,7 @@ def test_every_view_hears_every_other_view_of_its_group(model):
         changed = maps.clone()
         changed[0, view] += torch.randn(H, W, D)  # not a constant: LayerNorm would not see it
         model(changed, types, slots)
-        moved = (heard[-1] - heard[0]).abs().amax(dim=2)  # (G, V*T)
+        moved = (heard[-1] - heard[0]).abs().amax(dim=1).unflatten(0, (2, -1))  # (G, V*T)
         assert (moved[0] > 1e-4).all(), f"a token does not hear view {view}"
         assert (moved[1] == 0).all()
     hook.remove()
@@ -157,17 +160,19 @@ def test_losses_are_finite_in_every_precision(model, dtype):
 
 
 def test_attention_equals_a_slow_loop_over_heads_and_tokens(model):
-    x = torch.randn(2, 5, 24)
+    lengths = [5, 5, 3]
+    x = torch.randn(sum(lengths), 24)
     block = model.blocks[0]
-    q, k, v = block.query_key_value(x).split(24, dim=-1)
-    slow = torch.zeros(2, 5, 24)
-    for g in range(2):
+    slow = []
+    for group in x.split(lengths):
+        q, k, v = block.query_key_value(group).split(24, dim=-1)
+        slow.append(torch.zeros(len(group), 24))
         for head in range(3):
             part = slice(8 * head, 8 * head + 8)
-            for n in range(5):
-                weights = torch.softmax(k[g, :, part] @ q[g, n, part] / 8**0.5, dim=0)
-                slow[g, n, part] = weights @ v[g, :, part]
-    torch.testing.assert_close(block.attend(x), block.out(slow), rtol=0, atol=1e-6)
+            for n in range(len(group)):
+                weights = torch.softmax(k[:, part] @ q[n, part] / 8**0.5, dim=0)
+                slow[-1][n, part] = weights @ v[:, part]
+    torch.testing.assert_close(block.attend(x, [(2, 5), (1, 3)]), block.out(torch.cat(slow)), rtol=0, atol=1e-6)
 
 
 PEAK_MEMORY = """
@@ -204,25 +209,28 @@ from extract.heads import HeadConfig
 from fusion.model import FusionModel, ModelConfig
 
 torch.manual_seed(0)
-config = ModelConfig(width=24, num_heads=3, head=HeadConfig(width=18, num_heads=2, dropout=0.0), dropout=0.0)
-model = FusionModel(config, (9, 8, 10), 7)
+head = HeadConfig(width=18, num_heads=2, dropout=0.0)
+model = FusionModel(ModelConfig(width=24, depth=1, num_heads=3, head=head, dropout=0.0), (9, 8, 10), 7)
 compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
-for G, V in ((11, 2), (4, 3), (3, 6), (2, 4)):  # no size equals another: torch would take them for one
-    slots = torch.arange(V).expand(G, V)
-    maps, ends = torch.randn(G, V, 9, 8, 10), []
+one_bucket = [((11, 2),), ((4, 3),), ((5, 1),)]  # no size equals another: torch would take them for one
+two_buckets = [((5, 2), (3, 4)), ((7, 1), (2, 3))]
+for buckets in one_bucket + two_buckets:
+    slots = torch.cat([torch.arange(V).repeat(G) for G, V in buckets])
+    maps, ends = torch.randn(len(slots), 9, 8, 10), []
     for each in (model, compiled):
         model.zero_grad()
-        logits = each(maps, slots % 5, slots)
+        logits = each(maps, slots % 5, slots, buckets)
         logits.square().sum().backward()
         ends.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
     for a, b in zip(*ends):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-print(counters["stats"]["unique_graphs"])
+    print(counters["stats"]["unique_graphs"])
 """
 
 
-def test_it_compiles_as_one_graph_for_any_number_of_groups_and_views():
-    assert int(in_a_process_of_its_own(COMPILED)) == 1
+def test_it_compiles_as_one_graph_per_number_of_buckets_for_any_number_of_groups_and_views():
+    """Of a bucket that holds a single group torch makes a graph of its own: it takes a size of 1 for a constant."""
+    assert in_a_process_of_its_own(COMPILED).split() == ["1", "1", "1", "2", "2"]
 
 
 def test_shape_annotations_are_checked_in_tests(model):
@@ -234,15 +242,71 @@ def test_shape_annotations_are_checked_in_tests(model):
 VIEW_COUNTS = [1, 3, 2, 1, 4, 2, 1]
 
 
-def packed_logits(model, bank, groups):
+def packed_logits(model, bank, groups, max_views=0):
     """Logits of groups of unequal size, as training computes them."""
     views = [Views(*(part.numpy() for part in group), np.zeros(len(group[0]), dtype=int)) for group in groups]
     logits = [None] * len(groups)
-    for bucket in make_buckets(np.arange(len(groups)), views):
-        out = model(bank[torch.from_numpy(bucket.ordinals)], bucket.view_types, bucket.slots)
-        for place, number in enumerate(bucket.groups):
+    for one in make_passes(CONFIG, np.arange(len(groups)), views, max_views):
+        out = model(bank[torch.from_numpy(one.ordinals)], one.view_types, one.slots, one.buckets)
+        for place, number in enumerate(one.groups):
             logits[number] = out[place]
     return torch.stack(logits)
+
+
+def looped_logits(model, bank, groups):
+    """Group after group, each in a forward pass of its own."""
+    return torch.cat([model(bank[ordinals][None], types[None], slots[None]) for ordinals, types, slots in groups])
+
+
+def unequal_groups():
+    """A map for each view, and groups of `VIEW_COUNTS` views."""
+    bank, groups = torch.randn(sum(VIEW_COUNTS), H, W, D), []
+    for ordinals in torch.arange(len(bank)).split(VIEW_COUNTS):
+        groups.append((ordinals, torch.randint(len(VIEWS), ordinals.shape), torch.randperm(S)[: len(ordinals)]))
+    return bank, groups
+
+
+def outcome(form, model, bank, groups):
+    """Logits and all gradients of one of the forms, the maps' included."""
+    model.zero_grad()
+    bank = bank.clone().requires_grad_()
+    logits = form(model, bank, groups)
+    (logits * torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    return gradients | {"logits": logits.detach(), "maps": bank.grad}
+
+
+def assert_alike(found, wanted, atol):
+    assert found.keys() == wanted.keys()
+    for name, expected in wanted.items():
+        limit = atol * max(1, float(expected.abs().max()))
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=limit, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("max_views", [0, 5])
+@pytest.mark.parametrize("change", [{}, {"head": HeadConfig(kind="csra")}, {"experts": 3}, {"token_stride": 2}])
+def test_a_packed_pass_equals_a_slow_loop_over_groups_forward_and_backward(change, max_views):
+    torch.manual_seed(0)
+    model = FusionModel(replace(CONFIG, **change), (H, W, D), C).eval()
+    for weight in model.parameters():  # not 0, as some are at the start
+        torch.nn.init.normal_(weight, std=0.3)
+    inputs = model, *unequal_groups()
+    packed = outcome(partial(packed_logits, max_views=max_views), *inputs)
+    assert_alike(packed, outcome(looped_logits, *inputs), atol=1e-6)
+    assert float(packed["logits"].std()) > 0.1
+
+
+def test_layers_that_treat_each_token_alike_run_once_for_all_buckets_of_a_pass(model):
+    bank, groups = unequal_groups()
+    rows = defaultdict(list)
+    for name, part in model.named_modules():
+        if not list(part.children()):
+            part.register_forward_pre_hook(lambda _, arguments, n=name: rows[n].append(len(arguments[0])))
+    packed_logits(model, bank, groups)
+    twice = {name for name, calls in rows.items() if len(calls) > 1}
+    assert twice == {"blocks.0.drop", "blocks.1.drop", "head.dropout"}
+    assert rows["blocks.1.query_key_value"] == rows["head.embed"] == [sum(VIEW_COUNTS) * H * W]
+    assert rows["head.attention.out"] == rows["head.feed_forward.0"] == [len(VIEW_COUNTS)]
 
 
 def masked_attention(q, k, v, hidden, num_heads):
@@ -281,55 +345,57 @@ def padded_logits(model, bank, groups):
 
 
 def test_packing_equals_the_masked_and_padded_form_forward_and_backward(model):
-    bank, groups = torch.randn(sum(VIEW_COUNTS), H, W, D), []
-    for ordinals in torch.arange(len(bank)).split(VIEW_COUNTS):
-        groups.append((ordinals, torch.randint(len(VIEWS), ordinals.shape), torch.randperm(S)[: len(ordinals)]))
-    weights, ends = torch.randn(len(groups), C), []
-    for form in (packed_logits, padded_logits):
-        model.zero_grad()
-        logits = form(model, bank, groups)
-        (logits * weights).sum().backward()
-        ends.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
-        ends[-1]["logits"] = logits.detach()
-    assert len(ends[0]) > 30
-    for name, expected in ends[1].items():
-        atol = 1e-5 * max(1, float(expected.abs().max()))
-        torch.testing.assert_close(ends[0][name], expected, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+    inputs = model, *unequal_groups()
+    packed, padded = outcome(packed_logits, *inputs), outcome(padded_logits, *inputs)
+    assert len(packed) > 30
+    assert_alike(packed, padded, atol=1e-5)
 
 
 def test_packing_does_no_work_on_padding():
     with torch.device("meta"):
         model = FusionModel(CONFIG, (H, W, D), C).eval()
 
-    def flops(num_groups, num_views):
-        inputs = torch.empty(num_groups, num_views, dtype=torch.long, device="meta")
+    def flops(*buckets):
+        inputs = torch.empty(sum(groups * views for groups, views in buckets), dtype=torch.long, device="meta")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.empty(*inputs.shape, H, W, D, device="meta"), inputs, inputs)
+            model(torch.empty(*inputs.shape, H, W, D, device="meta"), inputs, inputs, buckets)
         return counter.get_total_flops()
 
     views = [Views(*[np.zeros(count, dtype=int)] * 4) for count in VIEW_COUNTS]
-    packed = sum(flops(*bucket.ordinals.shape) for bucket in make_buckets(np.arange(len(views)), views))
-    assert packed <= sum(flops(1, count) for count in VIEW_COUNTS)  # less: the queries are shared
-    assert flops(len(views), 4) > 1.7 * packed
+    (one,) = make_passes(CONFIG, np.arange(len(views)), views)
+    packed = flops(*one.buckets)
+    assert packed <= sum(flops((1, count)) for count in VIEW_COUNTS)  # less: the queries are shared
+    assert flops((len(views), 4)) > 1.7 * packed
 
 
 @pytest.mark.parametrize("shape", [(8, 4), (6, 5)])
 def test_tokens_of_stride_4_are_those_of_a_pooled_cache(shape):
-    maps = torch.randn(2, 3, *shape, D)
+    maps = torch.randn(6, *shape, D)
     pooled = torch.stack(
         [
-            torch.stack([maps[:, :, y : y + 4, x : x + 4].mean(dim=(2, 3)) for x in range(0, shape[1], 4)], dim=2)
+            torch.stack([maps[:, y : y + 4, x : x + 4].mean(dim=(1, 2)) for x in range(0, shape[1], 4)], dim=1)
             for y in range(0, shape[0], 4)
         ],
-        dim=2,
+        dim=1,
     )
     torch.testing.assert_close(mean_pooled(maps, 4), pooled, rtol=0, atol=1e-6)
     sizes = {"width": 24, "num_heads": 3, "head": HeadConfig(width=18, num_heads=2)}
     cheap = FusionModel(ModelConfig(token_stride=4, **sizes), (*shape, D), C).eval()
-    plain = FusionModel(ModelConfig(**sizes), (*pooled.shape[2:4], D), C).eval()
+    plain = FusionModel(ModelConfig(**sizes), (*pooled.shape[1:3], D), C).eval()
     plain.load_state_dict(cheap.state_dict())
     _, types, slots = make_groups(2, 3)
+    maps, pooled = (part.unflatten(0, (2, 3)) for part in (maps, pooled))
     torch.testing.assert_close(cheap(maps, types, slots), plain(pooled, types, slots), rtol=0, atol=1e-5)
+
+
+def test_the_features_inside_feed_forward_layers_can_be_chosen():
+    for given, found in ((0, 96), (40, 40)):
+        model = FusionModel(replace(CONFIG, feed_forward=given), (H, W, D), C)
+        for block in model.blocks:
+            assert [part.weight.shape for part in block.feed_forward if hasattr(part, "weight")] == [
+                (found, 24),
+                (24, found),
+            ]
 
 
 def test_64_tokens_per_view_cost_a_fourth_of_256_at_most():
@@ -352,6 +418,7 @@ def test_64_tokens_per_view_cost_a_fourth_of_256_at_most():
         ({"width": 24, "num_heads": 5}, "model.num_heads=5 does not divide model.width=24"),
         ({"num_slots": 0}, "model.num_slots must be at least 1, got 0"),
         ({"experts": -1}, "model.experts must be 0 or more, got -1"),
+        ({"feed_forward": -8}, "model.feed_forward must be 0 or more, got -8"),
         ({"kind": "published"}, "model.token_stride 2, model.head.kind ml_decoder and no model.experts, got 1, ml_d"),
     ],
 )

@@ -1,4 +1,4 @@
-"""From cached images to groups: canonical order, shuffled slots, buckets."""
+"""From cached images to groups: canonical order, shuffled slots, passes."""
 
 from collections import Counter
 
@@ -19,7 +19,6 @@ from fusion.grouping import (
     UNKNOWN,
     cached_manifest,
     evaluation_views,
-    make_buckets,
     make_groups,
     shuffled_slots,
     single_images,
@@ -28,6 +27,7 @@ from fusion.grouping import (
 )
 from fusion.inference import forward, predict_groups
 from fusion.model import FusionModel, ModelConfig
+from fusion.passes import make_passes
 from fusion.train import refuse_trained_patients
 from tests.make_data import CLASSES, make_cache, make_manifest
 
@@ -89,16 +89,22 @@ def test_packing_changes_no_prediction(manifest, cache, model, limit):
         np.testing.assert_allclose(together[g], alone, rtol=0, atol=1e-5 * max(1, np.abs(alone).max()))
 
 
-def test_buckets_hold_every_group_once_with_all_its_views(manifest, cache):
+@pytest.mark.parametrize("limit", [1, 4, 6, 0])
+def test_passes_hold_every_group_once_with_all_its_views(manifest, cache, limit):
     groups = make_groups(manifest, cache, GroupingConfig(by="patient"))
     numbers = np.random.default_rng(0).permutation(len(groups))[:9]
     views = [evaluation_views(groups, int(n), 16) for n in numbers]
-    buckets = list(make_buckets(numbers, views, max_views=4))
-    assert sorted(np.concatenate([b.groups for b in buckets])) == sorted(numbers)
-    for bucket in buckets:
-        assert bucket.ordinals.size <= 4 or len(bucket.groups) == 1
-        for g, ordinals in zip(bucket.groups, bucket.ordinals, strict=True):
-            assert ordinals.tolist() == groups.ordinals[g].tolist()
+    passes = list(make_passes(CONFIG.model, numbers, views, limit))
+    assert sorted(np.concatenate([one.groups for one in passes])) == sorted(numbers)
+    assert (len(passes) == 1) == (limit == 0)
+    for one, following in zip(passes, [*passes[1:], None], strict=True):
+        assert len(one) <= limit or len(one.groups) == 1 or not limit
+        assert following is None or len(one) + groups.num_views[following.groups[0]] > limit, "the next one fitted in"
+        assert Counter(groups.num_views[one.groups].tolist()) == {size: count for count, size in one.buckets}
+        for g, own in one.spans():
+            of_group = evaluation_views(groups, g, 16)
+            for name in ("ordinals", "variants", "view_types", "slots"):
+                assert getattr(one, name)[own].tolist() == getattr(of_group, name).tolist()
 
 
 def test_slots_are_drawn_without_replacement_and_all_come_up():
@@ -174,13 +180,12 @@ def test_uint8_maps_give_nearly_the_same_logits_and_each_variant_its_own(tmp_pat
         cache = make_cache(tmp_path / dtype, manifest, dtype=dtype, variants=("plain", "flip"))
         groups = make_groups(manifest, cache, GroupingConfig())
         logits[dtype] = predict_groups(CONFIG, groups, cache, model, accelerator)
-        bucket = next(make_buckets(np.arange(1), [evaluation_views(groups, 0, 16)]))
+        (one,) = make_passes(CONFIG.model, np.arange(1), [evaluation_views(groups, 0, 16)])
         maps = {}
         for variant in (0, 1):
-            ordinals = bucket.ordinals.ravel()
-            stored = cache.read_stored(ordinals, np.full(len(ordinals), variant))
+            stored = cache.read_stored(one.ordinals, np.full(len(one), variant))
             with torch.inference_mode():
-                maps[variant] = forward(model, bucket, stored, cache.identity, accelerator).numpy()
+                maps[variant] = forward(model, one, stored, cache.identity, accelerator).numpy()
         np.testing.assert_allclose(maps[0][0], logits[dtype][0], atol=1e-5)
         assert np.abs(maps[1] - maps[0]).max() > 1e-3
     assert 0 < np.abs(logits["uint8"] - logits["float16"]).max() < 0.02

@@ -102,16 +102,18 @@ def test_a_training_pass_sees_the_maps_of_the_cache_in_the_slots_of_stage_two(fi
     phase, state, cache = phase_of(finished, "--joint.unfreeze", "0")
     config, groups = phase.config, phase.sets["train"]
     batches = training_batches(config, groups, 1)
-    ((buckets, counts), ordinals, variants), *_ = plan_steps(config, groups, batches, 1, 1, phase.accelerator)
+    config = replace(config, max_views_per_forward=10)
+    ((passes, counts), ordinals, variants), *_ = plan_steps(config, groups, batches, 1, 1, phase.accelerator)
     assert counts
-    assert len(buckets) > 1
+    assert len(passes) > 1
+    assert max(len(one.buckets) for one in passes) > 1
     dataset = fusion.joint.ImageDataset(phase.images["train"], phase.stage_one.image)
-    stored = cache.read_stored(ordinals, variants).split([bucket.ordinals.size for bucket in buckets])
+    stored = cache.read_stored(ordinals, variants).split([len(one) for one in passes])
     model = state.plain_model.eval()
-    for bucket, maps in zip(buckets, stored, strict=True):
-        pixels = dataset.__getitems__(phase.requests("train", bucket, 1, 0))
-        found = phase.forward(model, bucket, pixels)
-        wanted = forward_cached(model.fusion, bucket, maps, cache.identity, phase.accelerator)
+    for one, maps in zip(passes, stored, strict=True):
+        pixels = dataset.__getitems__(phase.requests("train", one, 1, 0))
+        found = phase.forward(model, one, pixels)
+        wanted = forward_cached(model.fusion, one, maps, cache.identity, phase.accelerator)
         torch.testing.assert_close(found, wanted, rtol=0, atol=2e-3)
 
 
@@ -156,8 +158,8 @@ def test_what_learns_gets_a_gradient_and_what_is_frozen_stays_to_the_bit(name, u
     model.train()
     for _ in range(2):
         images = torch.randn(2 * 3, 1, size, size)
-        types, slots = torch.zeros(2, 3, dtype=torch.int64), torch.arange(3).expand(2, 3)
-        model(images, types, slots).square().sum().backward()
+        types, slots = torch.zeros(6, dtype=torch.int64), torch.arange(3).repeat(2)
+        model(images, types, slots, [(2, 3)]).square().sum().backward()
         optimizer.step()
     for key, weight in model.named_parameters():
         trained = key in learns or (key.startswith("fusion.") and key != "fusion.head.queries")  # fixed by design
@@ -171,12 +173,13 @@ def test_what_learns_gets_a_gradient_and_what_is_frozen_stays_to_the_bit(name, u
 
 def test_a_group_does_not_hear_its_neighbours_even_in_training_with_batchnorm():
     model = small_model("test_resnet", "all").train()
-    images, types = torch.randn(3 * 2, 1, 64, 64), torch.zeros(3, 2, dtype=torch.int64)
-    slots = torch.arange(2).expand(3, 2)
-    together = model(images, types, slots)
-    alone = torch.cat([model(images[2 * g : 2 * g + 2], types[g : g + 1], slots[g : g + 1]) for g in range(3)])
+    lengths, buckets = [1, 2, 2], [(1, 1), (2, 2)]
+    images, types, slots = torch.randn(5, 1, 64, 64), torch.zeros(5, dtype=torch.int64), torch.tensor([0, 0, 1, 0, 1])
+    together = model(images, types, slots, buckets)
+    groups = zip(*(part.split(lengths) for part in (images, types, slots)), strict=True)
+    alone = torch.cat([model(*group, [(1, len(group[0]))]) for group in groups])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-    assert not torch.allclose(together, model(images.roll(1, 0), types, slots), atol=1e-3), "views change groups"
+    assert not torch.allclose(together, model(images.roll(1, 0), types, slots, buckets), atol=1e-3), "other views"
 
 
 def test_too_many_stages_are_refused_with_their_number():
@@ -220,8 +223,8 @@ def test_augmentation_differs_by_epoch_step_and_image_and_is_off_in_prediction(f
         1,
         phase.accelerator,
     )
-    buckets = [bucket for (buckets, _), *_ in plans for bucket in buckets]
-    seeds = [seed for e in (0, 1) for s in (0, 1) for b in buckets for _, seed in phase.requests("train", b, e, s)]
+    passes = [one for (passes, _), *_ in plans for one in passes]
+    seeds = [seed for e in (0, 1) for s in (0, 1) for p in passes for _, seed in phase.requests("train", p, e, s)]
     assert len(set(seeds)) == len(seeds)
 
 

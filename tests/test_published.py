@@ -15,9 +15,10 @@ from extract.observe import measure_parts
 from extract.resume import StopSignal
 from fusion.config import FusionConfig, GroupingConfig
 from fusion.dry_run import parts_of
-from fusion.grouping import Views, evaluation_views, make_groups, make_passes, training_views
+from fusion.grouping import evaluation_views, make_groups, training_views
 from fusion.inference import predict_groups
 from fusion.model import FusionModel, ModelConfig
+from fusion.passes import Views, make_passes
 from fusion.published import MAX_VIEWS, PublishedFusion, rowless_code
 from fusion.train import build_state, plan_steps, train_one_epoch, training_batches
 from tests.launch import ROOT
@@ -49,8 +50,8 @@ def logits_of(model, kind, views, seed=1):
     """Logits of groups of images with random maps, computed as in one step of training."""
     bank = torch.randn(20, H, W, D, generator=torch.Generator().manual_seed(seed))
     logits = torch.full((len(views), C), float("nan"))
-    for bucket in make_passes(CONFIGS[kind], np.arange(len(views)), views):
-        logits[bucket.groups] = model(bank[torch.from_numpy(bucket.ordinals)], bucket.view_types, bucket.slots)
+    (one,) = make_passes(CONFIGS[kind], np.arange(len(views)), views)
+    logits[one.groups] = model(bank[torch.from_numpy(one.ordinals)], one.view_types, one.slots, one.buckets)
     assert not logits.isnan().any()
     return logits
 
@@ -83,18 +84,16 @@ def test_a_groups_logits_depend_on_its_neighbours_as_published_only(kind, faulty
 
 @pytest.mark.parametrize(("kind", "faulty"), FAULTY)
 def test_a_groups_logits_depend_on_what_absent_views_hold_as_published_only(kind, faulty):
-    """Published: the padding vector is attended to. Ours has none: its passes are as wide as their groups."""
+    """Published: the padding vector is attended to. Ours has none: its buckets are as wide as their groups."""
     model, views = build(kind), [group(0, 1), group(2, 3, 4)]
     before = logits_of(model, kind, views)
     fillers = [p for name, p in model.named_parameters() if name == "padding"]
     for filler in fillers:
         torch.nn.init.normal_(filler)
     assert differs(before, logits_of(model, kind, views)) == faulty
-    widths = [
-        (bucket.ordinals.shape, bool((bucket.slots < 0).any()))
-        for bucket in make_passes(CONFIGS[kind], np.arange(2), views)
-    ]
-    assert widths == ([((2, MAX_VIEWS), True)] if faulty else [((1, 2), False), ((1, 3), False)])
+    (one,) = make_passes(CONFIGS[kind], np.arange(2), views)
+    assert one.buckets == (((2, MAX_VIEWS),) if faulty else ((1, 2), (1, 3)))
+    assert bool((one.slots < 0).any()) == faulty
 
 
 @pytest.mark.parametrize(("kind", "faulty"), FAULTY)
@@ -116,7 +115,7 @@ def test_views_of_a_group_hear_each_other_before_the_head_but_not_as_published(k
     for second in (1, 2):
         logits_of(model, kind, [group(0, second)])
     tokens_of_a_view = 3 * 2
-    first_view = [tokens[0, :tokens_of_a_view] for tokens in heard]
+    first_view = [tokens.flatten(0, -2)[:tokens_of_a_view] for tokens in heard]  # of the only group
     assert differs(*first_view) != faulty
     assert differs(*heard)
 
@@ -139,15 +138,15 @@ def test_of_more_than_four_views_four_are_taken_at_random_in_training_and_the_fi
     assert groups.num_views[number] == 6
     for epoch in range(40):
         views = training_views(groups, number, config, 16, 0, epoch)
-        (bucket,) = make_passes(CONFIGS["published"], np.array([number]), [views])
-        assert bucket.groups.tolist() == [number]
-        assert bucket.slots.tolist() == [[0, 1, 2, 3]]
-        assert len(set(bucket.ordinals[0])) == 4
-        seen.append(tuple(bucket.ordinals[0]))
+        (one,) = make_passes(CONFIGS["published"], np.array([number]), [views])
+        assert one.groups.tolist() == [number]
+        assert one.slots.tolist() == [0, 1, 2, 3]
+        assert len(set(one.ordinals)) == 4
+        seen.append(tuple(one.ordinals))
     assert len(set(seen)) > 20
     assert set(np.concatenate(seen)) == set(groups.ordinals[number])
-    (bucket,) = make_passes(CONFIGS["published"], np.array([number]), [evaluation_views(groups, number, 16)])
-    assert bucket.ordinals[0].tolist() == groups.ordinals[number][:4].tolist()
+    (one,) = make_passes(CONFIGS["published"], np.array([number]), [evaluation_views(groups, number, 16)])
+    assert one.ordinals.tolist() == groups.ordinals[number][:4].tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,9 +159,10 @@ def test_both_train_on_the_same_steps_of_the_same_cache_and_predict(tmp_path, ki
     assert type(state.plain_model) is KINDS[kind]
     before = {name: p.detach().clone() for name, p in state.plain_model.named_parameters() if p.requires_grad}
     batches = training_batches(config, groups, epoch=0)
-    for (buckets, _), ordinals, _ in plan_steps(config, groups, batches, 0, 1, accelerator):
-        assert len(ordinals) == sum(bucket.ordinals.size for bucket in buckets)
-        assert kind == "fusion" or [bucket.ordinals.shape[1] for bucket in buckets] == [MAX_VIEWS], "one forward pass"
+    for (passes, _), ordinals, _ in plan_steps(config, groups, batches, 0, 1, accelerator):
+        (one,) = passes
+        assert len(ordinals) == len(one)
+        assert kind == "fusion" or [views for _, views in one.buckets] == [MAX_VIEWS]
     log = Log(tmp_path, speaks=False)
     train_one_epoch(config, groups, cache, state, StopSignal(), tmp_path / "fusion", {}, log)
     assert state.progress.step == len(batches)
@@ -176,10 +176,12 @@ def test_both_train_on_the_same_steps_of_the_same_cache_and_predict(tmp_path, ki
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_and_flops_of_its_parts_can_be_counted(kind):
     config = FusionConfig(model=CONFIGS[kind])
-    types = torch.zeros(2, MAX_VIEWS, dtype=torch.long)
+    types = torch.zeros(2 * MAX_VIEWS, dtype=torch.long)
     parts = parts_of(config)
-    cost = measure_parts(build(kind), [(torch.empty(2, MAX_VIEWS, H, W, D), types, types)], parts)
-    assert cost.shapes["project"] == (2, MAX_VIEWS, 3, 2, 24)
+    cost = measure_parts(build(kind), [(torch.empty(len(types), H, W, D), types, types, [(2, MAX_VIEWS)])], parts)
+    assert cost.items == 2
+    assert [len(cost.shapes[name]) for name in parts] == [len(axes) for axes in parts.values()]
+    assert cost.shapes["project"] == (2 * MAX_VIEWS, 3, 2, 24)
     assert cost.shapes["head"] == (2, C)
     assert 0 < sum(cost.flops[name] for name in parts) <= cost.flops[""]
 

@@ -1,12 +1,14 @@
 """ML-Decoder: one query per class looks at the tokens.
 
-B samples, T tokens, D features, W width, Q queries, C classes.
+B samples, T tokens of each, P tokens of all, D features, W width, Q queries, C classes.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from extract.heads.packing import Buckets, unpacked
 
 
 class CrossAttention(nn.Module):
@@ -16,6 +18,8 @@ class CrossAttention(nn.Module):
     queries, ``q . (W_k x) = (W_k^T q) . x``, and the value projection behind the average, ``sum a_t (W_v x_t) = W_v
     (sum a_t x_t)``, so that a token is only compared and averaged. A key's bias shifts all scores of a query alike,
     which the softmax does not see. Same weights, same function, dropout of attention weights included.
+
+    Samples may differ in length: in both forms only the attention itself goes bucket by bucket.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
@@ -27,34 +31,50 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries: Float[Tensor, "Q W"], tokens: Float[Tensor, "B T W"]) -> Float[Tensor, "B Q W"]:
+    def forward(
+        self, queries: Float[Tensor, "Q W"], tokens: Float[Tensor, "P W"], buckets: Buckets
+    ) -> Float[Tensor, "B Q W"]:
         """What each query gathers from each sample's tokens."""
-        attend = self.absorbed if self.absorbing_pays(len(queries), tokens.shape[1]) else self.explicit
-        return self.out(attend(self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(0, 1), tokens))
+        num_samples = sum(samples for samples, _ in buckets)
+        absorbs = self.absorbing_pays(len(queries), len(tokens), num_samples)
+        q = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
+        return self.out((self.absorbed if absorbs else self.explicit)(q, tokens, buckets))
 
-    def absorbing_pays(self, num_queries: int, num_tokens: int) -> bool:
-        """Whether the absorbed form multiplies less; at the published sizes (26 queries, 8 heads) from 18 tokens on."""
+    def absorbing_pays(self, num_queries: int, num_tokens: int, num_samples: int) -> bool:
+        """Whether the absorbed form multiplies less; at the published sizes (26 queries, 8 heads) from 18 tokens on.
+
+        Args:
+            num_tokens: Of all samples; it is their mean that counts.
+        """
         width = self.out.in_features
         explicit = 2 * num_tokens * width * (width + num_queries)
-        return 2 * num_tokens * width * self.num_heads * num_queries + num_queries * width**2 < explicit
+        return 2 * num_tokens * width * self.num_heads * num_queries + num_samples * num_queries * width**2 < explicit
 
-    def explicit(self, q: Float[Tensor, "heads Q d"], tokens: Float[Tensor, "B T W"]) -> Float[Tensor, "B Q W"]:
+    def explicit(
+        self, q: Float[Tensor, "heads Q d"], tokens: Float[Tensor, "P W"], buckets: Buckets
+    ) -> Float[Tensor, "B Q W"]:
         """Keys and values of every token, then attention."""
-        k, v = self.key_value(tokens).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        gathered = F.scaled_dot_product_attention(q.expand(len(tokens), -1, -1, -1), k, v, dropout_p=dropout)
-        return gathered.transpose(1, 2).flatten(2)
+        dropout, gathered = self.dropout if self.training else 0.0, []
+        for part in unpacked(self.key_value(tokens), buckets):
+            k, v = part.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            heads = F.scaled_dot_product_attention(q.expand(len(part), -1, -1, -1), k, v, dropout_p=dropout)
+            gathered.append(heads.transpose(1, 2).flatten(2))
+        return torch.cat(gathered)
 
-    def absorbed(self, q: Float[Tensor, "heads Q d"], tokens: Float[Tensor, "B T W"]) -> Float[Tensor, "B Q W"]:
+    def absorbed(
+        self, q: Float[Tensor, "heads Q d"], tokens: Float[Tensor, "P W"], buckets: Buckets
+    ) -> Float[Tensor, "B Q W"]:
         """Tokens themselves are compared and averaged, ``heads * Q`` times; memory is linear in T, for Q is fixed."""
         to_key, to_value = self.key_value.weight.unflatten(0, (2, self.num_heads, -1))  # (heads, d, W) each
         value_bias = self.key_value.bias.unflatten(0, (2, self.num_heads, -1))[1]  # (heads, d)
         asked = (q * q.shape[-1] ** -0.5 @ to_key).flatten(0, 1)  # (heads*Q, W)
-        weights = F.linear(tokens, asked).softmax(dim=1)  # (B, T, heads*Q)
-        weights = F.dropout(weights, self.dropout, self.training)
-        averages = (weights.transpose(1, 2) @ tokens).unflatten(1, (self.num_heads, -1))  # (B, heads, Q, W)
-        shares = weights.sum(1).unflatten(1, (self.num_heads, -1))  # 1 without dropout
-        gathered = averages @ to_value.transpose(1, 2) + shares[..., None] * value_bias[:, None]  # (B, heads, Q, d)
+        averages, shares = [], []
+        for part, scores in zip(unpacked(tokens, buckets), unpacked(F.linear(tokens, asked), buckets), strict=True):
+            weights = F.dropout(scores.softmax(dim=1), self.dropout, self.training)  # (B, T, heads*Q)
+            averages.append(weights.transpose(1, 2) @ part)
+            shares.append(weights.sum(dim=1))  # 1 without dropout
+        average, share = (torch.cat(parts).unflatten(1, (self.num_heads, -1)) for parts in (averages, shares))
+        gathered = average @ to_value.transpose(1, 2) + share[..., None] * value_bias[:, None]  # (B, heads, Q, d)
         return gathered.transpose(1, 2).flatten(2)
 
 
@@ -100,13 +120,18 @@ class MLDecoder(nn.Module):
         nn.init.xavier_normal_(self.class_weight)
 
     def embed_tokens(self, tokens: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows W"]:
-        """Tokens as the queries see them; apart, so that packed tokens are embedded in one call."""
+        """Tokens as the queries see them."""
         return F.relu(self.embed(tokens))
 
-    def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B C"]:
-        """Logits."""
+    def forward(self, tokens: Float[Tensor, "*rows D"], buckets: Buckets = ()) -> Float[Tensor, "B C"]:
+        """Logits of each sample.
+
+        Args:
+            tokens: (B, T, D), or with `buckets` (P, D), samples of unequal length in a row (extract/heads/packing.py).
+        """
+        buckets = buckets or [(tokens.shape[0], tokens.shape[1])]
         queries = self.norm_queries(2 * self.queries)  # the residual of the self-attention left out: q + q
-        gathered = self.attention(queries, self.embed_tokens(tokens))
+        gathered = self.attention(queries, self.embed_tokens(tokens.flatten(0, -2)), buckets)
         x = self.norm_gathered(queries + self.dropout(gathered))
         x = self.norm_out(x + self.dropout(self.feed_forward(x)))
         logits = torch.einsum("bqw,qwc->bqc", x, self.class_weight).flatten(1)
