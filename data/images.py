@@ -22,6 +22,7 @@ from PIL import Image
 
 from data import png
 from data.errors import InputError
+from data.image_shards import REMAKE, find_member
 from data.jpeg import PROGRESSIVE, read_outline
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -69,26 +70,31 @@ def read_image(path: Path, at_least: int | None = None) -> Float[np.ndarray, "H 
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file that `check_file` accepts.
+    """The bytes of a file that `check_file` accepts, or of an image in a shard.
 
     Raises:
-        ImageError: as `check_file`, or the file cannot be read.
+        ImageError: as `check_file`, the file cannot be read, or a shard holds other bytes than were written.
     """
     check_file(path)
+    member = find_member(path)
     try:
-        return path.read_bytes()
+        data = member.read() if member else path.read_bytes()
     except OSError as error:
         refuse(str(path), f"cannot be read ({error.strerror})")
+    if member and not member.fits(data):
+        refuse(str(path), f"is damaged in its shard (checksum differs); {REMAKE}")
+    return data
 
 
 def check_file(path: Path) -> os.stat_result:
-    """The status of a regular file of at most `MAX_FILE_BYTES`, without opening it.
+    """The status of a regular file of at most `MAX_FILE_BYTES`, or of an image's shard, without opening it.
 
     Raises:
         ImageError: missing, a folder, a pipe or device, or too large.
     """
+    member = find_member(path)
     try:
-        status = path.stat()
+        status = (member.shard if member else path).stat()
     except FileNotFoundError:
         refuse(str(path), "does not exist")
     except OSError as error:
@@ -97,7 +103,9 @@ def check_file(path: Path) -> os.stat_result:
         refuse(str(path), "is a folder")
     if not stat.S_ISREG(status.st_mode):
         refuse(str(path), "is a pipe, socket or device")
-    if status.st_size > MAX_FILE_BYTES:
+    if member and member.offset + member.nbytes > status.st_size:
+        refuse(str(path), f"lies beyond the end of its shard, which was cut; {REMAKE}")
+    if (member.nbytes if member else status.st_size) > MAX_FILE_BYTES:
         refuse(str(path), f"is larger than {MAX_FILE_BYTES >> 20} MiB")
     return status
 

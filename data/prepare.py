@@ -10,9 +10,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from data import prepared_images
 from data.errors import InputError
 from data.labels import class_groups
 from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manifest
+from data.runs import run_command
 from data.sources import cxr_lt_2023, table
 from data.views import VIEWS
 
@@ -65,6 +67,7 @@ def _parsers() -> tuple[ArgumentParser, dict]:
         ("cxr-lt-2023", _cxr_lt_2023_arguments, _cxr_lt_2023, "CXR-LT 2023 labels on MIMIC-CXR-JPG images"),
         ("table", _table_arguments, _table, "any CSV with one row per image"),
         ("phantom", _phantom_arguments, _phantom, "simulated chests, made here: nothing to download"),
+        ("images", _images_arguments, _images, "the images of a manifest, once and for all at a working size"),
         ("accept", _accept_arguments, _accept, "take over a manifest.csv that was edited by hand"),
     ):
         part = ArgumentParser(description=help_text)
@@ -125,6 +128,16 @@ def _phantom(options: Namespace) -> None:
     else:
         write_phantom(folder, num_studies=num_studies, size=options.size, seed=options.seed)
     _write(cxr_lt_2023.read(folder / "mimic-cxr-jpg", folder / "cxr-lt-2023", source="phantom"), out)
+
+
+def _images_arguments(parser: ArgumentParser) -> None:
+    parser.add_function_arguments(prepared_images.prepare, skip={"folder"})
+    _add_out(parser)
+
+
+def _images(options: Namespace) -> None:
+    out = _checked_out(options.pop("out"))
+    run_command(lambda: _write(prepared_images.prepare(**vars(options), folder=out.parent / "images"), out))
 
 
 def _accept_arguments(parser: ArgumentParser) -> None:

@@ -3,7 +3,8 @@
     tensor = preprocessing(image)                                                     # evaluation
     tensor = preprocessing.normalised(augmentation(preprocessing.resized(image), seed))     # training
 
-Axes: **H W** the file's rows and columns, **S** the network's side in pixels, **C** channels, **B** images.
+Axes: **H W** the file's rows and columns, **h w** those of the image inside the square, **S** the network's side in
+pixels, **C** channels, **B** images.
 """
 
 import hashlib
@@ -64,14 +65,18 @@ class Preprocessing:
 
     def resized(self, image: Float[np.ndarray, "H W"]) -> Float[Tensor, "1 S S"]:
         """Resize with an antialiasing triangle filter; grey values stay in [0, 1]."""
-        height, width = self.inner_size(*image.shape)
-        tensor = resize(torch.from_numpy(np.require(image, np.float32, ["C", "W"])), height, width)[None]
+        tensor = self.scaled(image)[None]
+        height, width = tensor.shape[1:]
         if self.intensity == "percentile":  # before padding, which must not count
             tensor = _stretched(tensor)
         if height == width == self.size:
             return tensor
         left, top = (self.size - width) // 2, (self.size - height) // 2
         return F.pad(tensor, [left, top, self.size - width - left, self.size - height - top])
+
+    def scaled(self, image: Float[np.ndarray, "H W"]) -> Float[Tensor, "h w"]:
+        """The first step of `resized`: the image at its `inner_size`, before intensity and padding."""
+        return resize(torch.from_numpy(np.require(image, np.float32, ["C", "W"])), *self.inner_size(*image.shape))
 
     def normalised(self, image: Float[Tensor, "*B 1 S S"]) -> Float[Tensor, "*B C S S"]:
         """Repeat over the channels, subtract `mean`, divide by `std`; one image or a batch."""

@@ -1,8 +1,6 @@
 """Images of a manifest, decoded and preprocessed in workers, in an order that the caller decides."""
 
-import os
 import signal
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,12 +14,10 @@ from data.images import read_image
 from data.manifest import Manifest
 from data.order import Draws, visit_seed
 from data.transforms import Augmentation, Preprocessing
+from data.workers import require_sockets, told_in_one_line
 
 SECONDS_TO_SAVE = 25
 """What a training process gets between SIGTERM and the end of its workers."""
-
-MAX_TEMPORARY = 107 - len("/pymp-12345678/listener-12345678")
-"""Longest name of a temporary folder: a socket's whole name has at most 107 bytes on Linux."""
 
 Request = tuple[int, int]
 """A manifest row and the seed of its augmentation; the seed is ignored where nothing is augmented."""
@@ -56,11 +52,8 @@ def load_batches(dataset: ImageDataset, batches: Iterable[list[Request]], num_wo
     Raises:
         InputError: an image that cannot be read, or a worker that the system killed.
     """
-    if num_workers and not sockets_fit():
-        raise InputError(
-            f"TMPDIR: the temporary folder's name is longer than {MAX_TEMPORARY} characters, which leaves no room for"
-            " the sockets of image workers; export TMPDIR=/tmp, or set num_workers to 0"
-        )
+    if num_workers:
+        require_sockets("export TMPDIR=/tmp, or set num_workers to 0")
     loader = DataLoader(
         dataset,
         batch_sampler=list(batches),
@@ -73,29 +66,15 @@ def load_batches(dataset: ImageDataset, batches: Iterable[list[Request]], num_wo
     return _checked(iter(loader))  # iter() starts the workers now, not when the first batch is wanted
 
 
-def sockets_fit() -> bool:
-    """Whether the temporary folder's name leaves room for a socket's."""
-    return len(os.fsencode(tempfile.gettempdir())) <= MAX_TEMPORARY
-
-
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 def _checked(batches: Iterator[Tensor | InputError]) -> Iterator[Tensor]:
-    try:
-        for batch in batches:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"an image worker ended ({reason}); when memory was the reason, lower num_workers or batch_size, then run"
-            " the same command again"
-        ) from None
+    for batch in told_in_one_line(batches, "lower num_workers or batch_size"):
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
 def _start_worker(_: int) -> None:
