@@ -93,7 +93,7 @@ def read_prepared(folder: Path) -> PreparedImages:
         if not all(isinstance(getattr(prepared, part.name), (str, int)) for part in fields(prepared)):
             raise ValueError
     except (OSError, ValueError, TypeError, RecursionError):
-        raise InputError(f"{path}: missing or damaged; run the same prepare.py images command again") from None
+        raise InputError(f"{path}: missing or damaged; delete {folder} and prepare the images again") from None
     return prepared
 
 

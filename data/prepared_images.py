@@ -122,6 +122,8 @@ def finish(
     write_table(table, pd.DataFrame(rejected, columns=["path", "reason"], dtype="str"))
     readable = np.array([not reason for reason in reasons])
     check_share(ScanResult(readable, members, rejected), max_rejected, table)
+    if not readable.any():
+        raise InputError(f"{table}: no image can be read")
     named = source.images.assign(path=pd.array([f"{folder.name}/{member}" for member in members], dtype="str"))
     whole = Manifest(named[source.images.columns], source.labels, source.classes, folder.parent)
     manifest = whole.select(np.flatnonzero(readable))

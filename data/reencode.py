@@ -7,7 +7,9 @@ Axes: **h w** rows and columns at working size.
 """
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,5 +115,16 @@ def _as_it_is(outcome: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C is the writing process's business; this one ends with it."""
+    """Ctrl-C is the writing process's business; this one ends when that one does, however it ended.
+
+    A DataLoader's own watch would look at the server, which lives as long as any worker.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
