@@ -240,7 +240,7 @@ def test_bad_images_are_named_with_a_reason_and_the_others_kept(source, tmp_path
     originals.image_path(7).unlink()
     originals.image_path(11).unlink()
     originals.image_path(11).symlink_to(tmp_path / "outside.png")
-    faint = picture(np.random.default_rng(0), 50, 40, 65535) // 512 + 300  # within one level of 8 bits
+    faint = picture(np.random.default_rng(0), 50, 40, 65535) // 1024 + 300  # 1.2 to 1.4 levels of 8 bits
     originals.image_path(13).write_bytes(imagecodecs.png_encode(faint))
     with pytest.raises(InputError, match=r"4 of 19 images .*max_rejected.*rejected\.csv"):
         prepared(source)
