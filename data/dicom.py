@@ -1,55 +1,46 @@
 """DICOM radiographs to grey images.
 
-Only the elements listed in `ELEMENTS` are ever parsed, and no text of a header reaches an error, a log or a warning;
-only codes found in the short lists below are repeated. pydicom parses, imagecodecs decodes (`dicom_pixels`), and
-`greyscale` turns stored values into grey. (0028,0004) Photometric Interpretation is believed: a file that is labelled
-MONOCHROME1 by mistake comes out inverted, since nothing in it says otherwise.
+Only the elements listed in `dicom_file.ELEMENTS` are ever parsed, and no text of a header reaches an error, a log or a
+warning; only codes found in the short lists below are repeated. pydicom parses (`dicom_file`), imagecodecs decodes
+(`dicom_pixels`), and `greyscale` turns stored values into grey. (0028,0004) Photometric Interpretation is believed: a
+file that is labelled MONOCHROME1 by mistake comes out inverted, since nothing in it says otherwise.
 """
 
-import logging
 import math
-import threading
-import warnings
-import zlib
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from pydicom import Dataset, uid
-from pydicom.encaps import get_frame
-from pydicom.filereader import read_dataset
-from pydicom.tag import Tag
 
-from data.dicom_pixels import NATIVE, SUPPORTED, PixelFormat, stored_values
+from data.dicom_file import DicomFile, frame_bytes, kept_in, open_dicom
+from data.dicom_pixels import PixelFormat, stored_values
 from data.greyscale import Greyscale, Lut, Window, to_grey
-from data.images import ImageError, check_pixel_count, refuse
-
-MAX_INFLATED_BYTES = 256 * 2**20
+from data.images import check_file, check_pixel_count, refuse
+from data.views import DICOM_VIEW_POSITIONS
 
 RADIOGRAPHS = ("CR", "DX", "RG", "")  # (0008,0060); anonymised public sets leave it out, VinDr-CXR for one
 MODALITIES = (
     *RADIOGRAPHS,
     *"CT ES IO IVOCT KO MG MR NM OP OT PR PT PX RF RTDOSE RTPLAN RTSTRUCT SC SEG SR US XA XC".split(),
 )
-VIEW_POSITIONS = ("PA", "AP", "LL", "RL", "LATERAL", "LAT", "LLD", "RLD", "LLO", "RLO", "LPO", "RPO", "LAO", "RAO")
-BODY_PARTS = ("CHEST", "THORAX", "LUNG", "RIB", "ABDOMEN", "HEAD", "SKULL", "SPINE", "HIP", "PELVIS", "EXTREMITY")
+CHEST = ("CHEST", "THORAX", "LUNG", "RIB")  # (0018,0015), defined terms of PS3.16 annex L, as all of these
+BODY_PARTS = (
+    *CHEST,
+    *"ABDOMEN ANKLE ARM BREAST CLAVICLE COCCYX CSPINE ELBOW EXTREMITY FINGER FOOT FOREARM HAND HEAD HEEL HIP".split(),
+    *"HUMERUS JAW KNEE LEG LSPINE NECK PELVIS SHOULDER SINUS SKULL SPINE SSPINE TOE TSPINE WRIST".split(),
+)
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
-
-ELEMENTS = """Modality BodyPartExamined ViewPosition SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows
-Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope
-RescaleIntercept ModalityLUTSequence VOILUTSequence WindowCenter WindowWidth VOILUTFunction PixelData""".split()
-
-_quiet_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class DicomInfo:
     """What may be told about a file: sizes, and codes from our own lists ("" for anything else)."""
 
+    transfer_syntax: str  # UID
     rows: int
     columns: int
     photometric: str
@@ -61,7 +52,7 @@ class DicomInfo:
 def decode_dicom(data: bytes, name: str) -> Float[np.ndarray, "H W"]:
     """Decode the bytes of a DICOM file to grey values in [0, 1], air dark and bone bright.
 
-    Modality LUT, then VOI LUT (else the first window, else the range of the values), then MONOCHROME1 inversion.
+    Modality LUT, then VOI LUT (else the first usable window, else the range of the values), then MONOCHROME1 inversion.
 
     Raises:
         ImageError: not a single grey radiograph, damaged, cut short, or too large.
@@ -71,88 +62,36 @@ def decode_dicom(data: bytes, name: str) -> Float[np.ndarray, "H W"]:
 
 def read_dicom(data: bytes, name: str) -> tuple[Float[np.ndarray, "H W"], DicomInfo]:
     """As `decode_dicom`, with the part of the header that may be told."""
-    info, form, scale, pixel_data = _read_header(data, name)
-    return to_grey(stored_values(pixel_data, form, name), scale), info
+    with kept_in(name):
+        opened = open_dicom(BytesIO(data), name)
+        info, form, scale = radiograph_info(opened, name), _pixel_format(opened, name), _greyscale(opened.dataset)
+        pixels = frame_bytes(opened, name)
+    return to_grey(stored_values(pixels, form, name), scale), info
 
 
-def _read_header(data: bytes, name: str) -> tuple[DicomInfo, PixelFormat, Greyscale, bytes]:
-    """Everything that pydicom is asked for, with its warnings, log lines and exceptions kept in."""
-    with _quiet():
-        try:
-            syntax, start = _transfer_syntax(data)
-            if syntax not in SUPPORTED:
-                refuse(name, "has a transfer syntax that is not read (video, retired or private)")
-            body = _inflated(data[start:], name) if syntax == uid.DeflatedExplicitVRLittleEndian else data[start:]
-            dataset = _parse(body, syntax)
-            info = _info(dataset, name)
-            return info, _pixel_format(dataset, syntax, name), _greyscale(dataset), _pixel_data(dataset, syntax)
-        except (ImageError, MemoryError):
-            raise
-        except Exception:  # pydicom promises no set of exceptions for damaged files
-            refuse(name, "is a damaged DICOM file")
+def read_info(path: Path) -> DicomInfo:
+    """The part of a file's header that may be told; what follows the header is not read.
 
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Silence pydicom, which quotes header values in warnings and logs.
-
-    One thread at a time, since the filters are the process's; parsing is Python and could not overlap anyway.
+    Raises:
+        ImageError: no file that can be read, or not the header of a single grey radiograph.
     """
-    logger = logging.getLogger("pydicom")
-    with _quiet_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        disabled, logger.disabled = logger.disabled, True
-        try:
-            yield
-        finally:
-            logger.disabled = disabled
+    check_file(path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        refuse(str(path), f"cannot be read ({error.strerror})")
+    with file, kept_in(str(path)):
+        return radiograph_info(open_dicom(file, str(path)), str(path))
 
 
-def _transfer_syntax(data: bytes) -> tuple[str, int]:
-    """(0002,0010) and where the data set starts; guessed from the first element where there is no file meta.
-
-    We look ourselves because pydicom inflates deflated files without bound as it opens them.
-    """
-    position = 132 if data[128:132] == b"DICM" else 0
-    syntax = ""
-    while data[position : position + 2] == b"\x02\0":  # group 2 is always Explicit VR Little Endian (PS3.10 7.1)
-        element = int.from_bytes(data[position + 2 : position + 4], "little")
-        long_form = data[position + 4 : position + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
-        header, width = (12, 4) if long_form else (8, 2)
-        length = int.from_bytes(data[position + header - width : position + header], "little")
-        if element == 0x10:
-            syntax = data[position + header : position + header + length].rstrip(b"\0 ").decode("ascii")
-        position += header + length
-    if not syntax:
-        explicit = data[position + 4 : position + 6].isalpha() and data[position + 4 : position + 6].isupper()
-        syntax = uid.ExplicitVRLittleEndian if explicit else uid.ImplicitVRLittleEndian
-    return syntax, position
-
-
-def _inflated(body: bytes, name: str) -> bytes:
-    """Undo the raw deflate of PS3.5 A.5, up to a bound: 1 MB can hold 1 GB of zeros."""
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    plain = inflater.decompress(body, MAX_INFLATED_BYTES)
-    if inflater.unconsumed_tail:
-        refuse(name, f"inflates to more than {MAX_INFLATED_BYTES >> 20} MiB")
-    if not inflater.eof:
-        refuse(name, "is a cut deflated DICOM file")
-    return plain
-
-
-def _parse(body: bytes, syntax: str) -> Dataset:
-    tags: list[int] = [Tag(keyword) for keyword in ELEMENTS]
-    implicit, big = syntax == uid.ImplicitVRLittleEndian, syntax == uid.ExplicitVRBigEndian
-    return read_dataset(BytesIO(body), implicit, not big, specific_tags=tags)
-
-
-def _info(dataset: Dataset, name: str) -> DicomInfo:
+def radiograph_info(opened: DicomFile, name: str) -> DicomInfo:
     """Refuse what is not one grey radiograph."""
+    dataset = opened.dataset
     modality = str(dataset.get("Modality") or "").strip()
     if modality not in RADIOGRAPHS:
         code = f"modality {modality}" if modality in MODALITIES else "an unknown modality"
         refuse(name, f"has {code}; wanted a radiograph (CR, DX, RG, or no modality given)")
-    if "PixelData" not in dataset:
+    if opened.pixels is None:
         refuse(name, "has no pixel data, or is cut before its end")
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
     if photometric not in PHOTOMETRIC or int(dataset.get("SamplesPerPixel") or 1) != 1:
@@ -163,36 +102,36 @@ def _info(dataset: Dataset, name: str) -> DicomInfo:
     check_pixel_count(int(dataset.Rows), int(dataset.Columns), name)
     view, part = (str(dataset.get(key) or "").strip() for key in ("ViewPosition", "BodyPartExamined"))
     return DicomInfo(
+        transfer_syntax=str(opened.transfer_syntax),
         rows=int(dataset.Rows),
         columns=int(dataset.Columns),
         photometric=photometric,
         modality=modality,
-        view_position=view if view in VIEW_POSITIONS else "",
+        view_position=view if view in DICOM_VIEW_POSITIONS else "",
         body_part=part if part in BODY_PARTS else "",
     )
 
 
-def _pixel_format(dataset: Dataset, syntax: str, name: str) -> PixelFormat:
-    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    high = int(dataset.get("HighBit", stored - 1))
-    if allocated not in (8, 16) or not 1 <= stored <= high + 1 <= allocated:
+def _pixel_format(opened: DicomFile, name: str) -> PixelFormat:
+    """Bits Stored is believed here; `stored_values` sees whether the pixels contradict it."""
+    dataset, syntax = opened.dataset, opened.transfer_syntax
+    allocated = int(dataset.BitsAllocated)
+    stored = int(dataset.get("BitsStored") or allocated)
+    if allocated not in (8, 16) or not 1 <= stored <= allocated:
         refuse(name, f"stores {stored} of {allocated} bits; wanted up to 16 bits in 8 or 16")
-    word = syntax == uid.ExplicitVRBigEndian and allocated == 8 and dataset["PixelData"].VR == "OW"
+    high = int(dataset.get("HighBit") or stored - 1)
+    if not stored <= high + 1 <= allocated:  # contradicts the others; PS3.3 C.7.6.3.1.1 leaves no choice anyway
+        high = stored - 1
+    word = (
+        syntax == uid.ExplicitVRBigEndian and allocated == 8 and opened.pixels is not None and opened.pixels.vr == "OW"
+    )
     signed = int(dataset.get("PixelRepresentation") or 0) == 1
     return PixelFormat(syntax, int(dataset.Rows), int(dataset.Columns), allocated, stored, high, signed, word)
 
 
-def _pixel_data(dataset: Dataset, syntax: str) -> bytes:
-    """The plain values, or the fragments of the one frame joined (PS3.5 A.4)."""
-    return dataset.PixelData if syntax in NATIVE else get_frame(dataset.PixelData, 0, number_of_frames=1)
-
-
 def _greyscale(dataset: Dataset) -> Greyscale:
     signed = int(dataset.get("PixelRepresentation") or 0) == 1
-    slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
-    center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
-    function = str(dataset.get("VOILUTFunction") or "").strip()
-    function = function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"
+    slope, intercept = (next(iter(_numbers(dataset, key)), None) for key in ("RescaleSlope", "RescaleIntercept"))
     return Greyscale(
         inverted=str(dataset.PhotometricInterpretation).strip() == "MONOCHROME1",
         padding=_padding(dataset, signed),
@@ -200,16 +139,30 @@ def _greyscale(dataset: Dataset) -> Greyscale:
         intercept=intercept or 0.0,
         modality_lut=_lut(dataset, "ModalityLUTSequence", signed),
         voi_lut=_lut(dataset, "VOILUTSequence", signed or (intercept or 0) < 0),
-        window=None if center is None or width is None else Window(center, width, function),
+        window=_window(dataset),
     )
 
 
-def _number(dataset: Dataset, keyword: str) -> float | None:
-    """The first value of a decimal string; None when absent or not a finite number."""
+def _window(dataset: Dataset) -> Window | None:
+    """The first of the windows that the standard allows; files give several, as alternatives (PS3.3 C.11.2.1.2.1)."""
+    function = str(dataset.get("VOILUTFunction") or "").strip()
+    function = function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"
+    pairs = zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False)
+    windows = [Window(center, width, function) for center, width in pairs if center is not None and width is not None]
+    return next((window for window in windows if window.valid), None)
+
+
+def _numbers(dataset: Dataset, keyword: str) -> list[float | None]:
+    """The values of a decimal string, None for each that is no finite number."""
     value = dataset.get(keyword)
+    values = [value] if value is None or isinstance(value, (str, float, int)) else value
+    return [_finite(value) for value in values]
+
+
+def _finite(value: object) -> float | None:
     try:
-        number = float(value if isinstance(value, (str, float, int)) else value[0])
-    except (TypeError, ValueError, IndexError):
+        number = float(str(value))
+    except ValueError:
         return None
     return number if math.isfinite(number) else None
 

@@ -3,8 +3,12 @@
 Each codec is checked for the two ways in which it could cheat: the size inside the codestream must be the header's
 before anything is decoded, and a codestream that ends early must be refused. CharLS and simplejpeg (8-bit JPEG) refuse
 those themselves; for JPEG 2000 see `jpeg2000.is_whole`, for 12-bit and lossless JPEG `_decode_whole`.
+
+Bits Stored (0028,0101) is wrong in public sets (VinDr-CXR for one). Where pixels need more bits than it says, it is
+believed or not by what the image looks like, see `_significant_bits` and `_in_range`.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +20,7 @@ from pydicom import uid
 
 from data.images import ImageError, refuse
 from data.jpeg import PROGRESSIVE, read_outline
-from data.jpeg2000 import is_whole, read_size
+from data.jpeg2000 import is_too_fine, is_whole, read_size
 
 NATIVE = (
     uid.ImplicitVRLittleEndian,
@@ -24,10 +28,13 @@ NATIVE = (
     uid.ExplicitVRBigEndian,
     uid.DeflatedExplicitVRLittleEndian,
 )
+ENCAPSULATED = uid.UID("1.2.840.10008.1.2.1.98")  # plain values in a fragment
+DEFLATED_FRAME = uid.UID("1.2.840.10008.1.2.8.1")  # PS3.5 8.2.16: raw deflate of the frame alone
 JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
 JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
-SUPPORTED = (*NATIVE, uid.RLELossless, *JPEG, *JPEG_LS, *JPEG_2000)
+LOSSLESS = (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless, *JPEG_2000[2:4])
+SUPPORTED = (*NATIVE, ENCAPSULATED, DEFLATED_FRAME, uid.RLELossless, *JPEG, *JPEG_LS, *JPEG_2000)
 
 CODEC_ERRORS = (ValueError, RuntimeError)  # RuntimeError: the base of imagecodecs' own exceptions
 
@@ -55,11 +62,12 @@ def stored_values(data: bytes, form: PixelFormat, name: str) -> Integer[np.ndarr
     Raises:
         ImageError: cut, damaged, or not the size that the header says.
     """
-    if form.transfer_syntax in NATIVE:
-        return _significant_bits(_native_words(data, form, name), form)
+    if form.transfer_syntax in (*NATIVE, ENCAPSULATED):
+        return _significant_bits(_native_words(data, form, name), form.bits_stored, form.high_bit, form.signed)
     try:
-        if form.transfer_syntax == uid.RLELossless:
-            return _significant_bits(_rle_words(data, form, name), form)
+        if form.transfer_syntax in (uid.RLELossless, DEFLATED_FRAME):
+            words = (_rle_words if form.transfer_syntax == uid.RLELossless else _deflated_words)(data, form, name)
+            return _significant_bits(words, form.bits_stored, form.high_bit, form.signed)
         decode = _jpeg_2000 if form.transfer_syntax in JPEG_2000 else _jpeg
         pixels = decode(data, form, name)
     except ImageError:
@@ -68,6 +76,8 @@ def stored_values(data: bytes, form: PixelFormat, name: str) -> Integer[np.ndarr
         refuse(name, "has damaged or cut pixel data")
     if pixels.shape != (form.rows, form.columns):
         refuse(name, "has pixel data of another size than its header says")
+    if form.transfer_syntax in LOSSLESS:  # codecs hold samples, not the words around them: High Bit says nothing
+        return _significant_bits(pixels.astype(np.uint16), form.bits_stored, form.bits_stored - 1, form.signed)
     return _in_range(pixels, form)
 
 
@@ -94,27 +104,49 @@ def _rle_words(data: bytes, form: PixelFormat, name: str) -> np.ndarray:
     return np.frombuffer(out, dtype).reshape(form.rows, form.columns)
 
 
-def _significant_bits(words: np.ndarray, form: PixelFormat) -> Integer[np.ndarray, "H W"]:
-    """Keep Bits Stored below High Bit, with their sign; the rest of a word may hold anything (PS3.5 8.1.1)."""
-    above = form.bits_allocated - 1 - form.high_bit
-    shifted = np.left_shift(words, above, dtype=words.dtype)
-    if form.signed:
+def _deflated_words(data: bytes, form: PixelFormat, name: str) -> np.ndarray:
+    """Unsigned words of a frame deflated on its own; no more is inflated than the image takes."""
+    size = form.rows * form.columns * form.bits_allocated // 8
+    plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size)
+    return _native_words(plain, form, name)
+
+
+def _significant_bits(words: np.ndarray, stored: int, high: int, signed: bool) -> Integer[np.ndarray, "H W"]:
+    """Keep Bits Stored below High Bit, with their sign.
+
+    The rest of a word may hold anything (PS3.5 8.1.1): old files keep overlays there. Or Bits Stored is too small, and
+    cutting the values down folds bright regions to black. Folds and overlays both are steps of thousands between
+    neighbours, so of the two readings the smoother one is right; where they are equally smooth, the header is.
+    """
+    allocated = words.dtype.itemsize * 8
+    shifted = np.left_shift(words, allocated - 1 - high, dtype=words.dtype)
+    whole = words.view(f"i{words.dtype.itemsize}") if signed else words
+    if signed:
         shifted = shifted.view(f"i{words.dtype.itemsize}")
-    return np.right_shift(shifted, form.bits_allocated - form.bits_stored, dtype=shifted.dtype)
+    kept = np.right_shift(shifted, allocated - stored, dtype=shifted.dtype)
+    if stored <= high or np.array_equal(kept, whole):  # words with bits below are no wider values
+        return kept
+    return whole if _roughness(whole) < _roughness(kept) else kept
+
+
+def _roughness(values: Integer[np.ndarray, "H W"]) -> int:
+    """Sum of the steps between horizontal neighbours."""
+    return sum(int(np.abs(np.diff(row.astype(np.int32))).sum()) for row in values)
 
 
 def _in_range(pixels: Integer[np.ndarray, "H W"], form: PixelFormat) -> Integer[np.ndarray, "H W"]:
-    """Give a codec's output the header's sign and clip it to Bits Stored.
+    """Give a lossy codec's output the header's sign and clip it to Bits Stored.
 
     Lossy codecs overshoot: 1024 in a 10-bit image. Masking, the usual treatment, turns those brightest pixels black.
+    Values further out than a quarter of the range are no overshoot; then Bits Stored is wrong and nothing is clipped.
     """
     values = pixels.astype(np.int32)
-    if form.signed:
-        low, high = -(2 ** (form.bits_stored - 1)), 2 ** (form.bits_stored - 1) - 1
-        if pixels.dtype.kind == "u":  # JPEG and JPEG-LS know no sign: the bit pattern was coded
-            values = (values & (2**form.bits_stored - 1)) - ((values >> (form.bits_stored - 1) & 1) << form.bits_stored)
-    else:
-        low, high = 0, 2**form.bits_stored - 1
+    signed, span = form.signed or pixels.dtype.kind == "i", 2**form.bits_stored
+    if signed and pixels.dtype.kind == "u":  # JPEG and JPEG-LS know no sign: the bit pattern was coded
+        values = (values & (span - 1)) - ((values >> (form.bits_stored - 1) & 1) << form.bits_stored)
+    low, high = (-(span // 2), span // 2 - 1) if signed else (0, span - 1)
+    if values.max() > high + span // 4 or values.min() < low - span // 4:
+        return values
     return np.clip(values, low, high)
 
 
@@ -143,6 +175,8 @@ def _jpeg_2000(data: bytes, form: PixelFormat, name: str) -> np.ndarray:
     _check_size((size.height, size.width, size.num_components), form, name)
     if not is_whole(data, size):
         refuse(name, "has cut pixel data, or JPEG 2000 parts that do not tell their length")
+    if is_too_fine(data, size):
+        refuse(name, "has JPEG 2000 pixel data in more tiles or blocks than any radiograph")
     return imagecodecs.jpeg2k_decode(data)
 
 

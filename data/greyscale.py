@@ -4,10 +4,13 @@ A stored value has at most 16 bits, so the whole way is computed once for each v
 image is one look-up in that table.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
+
+ROWS = 64  # of an image at a time
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,13 @@ class Greyscale:
     """Everything that an image's header says about its grey scale."""
 
     inverted: bool  # MONOCHROME1: low values are bright
-    padding: tuple[int, int] | None = (
-        None  # lowest and highest stored value that is not image, (0028,0120) and (0028,0121)
-    )
+    padding: tuple[int, int] | None = None
+    """Lowest and highest stored value that is not image, (0028,0120) and (0028,0121)."""
     slope: float = 1.0
     intercept: float = 0.0
     modality_lut: Lut | None = None  # takes the place of slope and intercept
-    voi_lut: Lut | None = None  # the first one; goes before the window
-    window: Window | None = None  # the first one
+    voi_lut: Lut | None = None  # the first; goes before the window
+    window: Window | None = None  # the first usable one
 
 
 def to_grey(stored: Integer[np.ndarray, "H W"], scale: Greyscale) -> Float[np.ndarray, "H W"]:
@@ -74,23 +76,38 @@ def to_grey(stored: Integer[np.ndarray, "H W"], scale: Greyscale) -> Float[np.nd
     padding = np.zeros(levels.shape, bool)
     if scale.padding:
         padding = (levels >= scale.padding[0]) & (levels <= scale.padding[1])
-    used = np.bincount((stored - np.int64(lowest)).ravel(), minlength=len(levels)).astype(bool) & ~padding
-    grey = _voi(_modality(levels.astype(np.float64), scale), used, scale)
+    values = _modality(levels.astype(np.float64), scale)
+    curve = _voi(scale)
+    grey = curve(values) if curve else _stretched(values, _used(stored, lowest, len(levels)) & ~padding)
     grey = 1 - grey if scale.inverted else grey
     table = np.where(padding, 0, grey).astype(np.float32)
-    return table[stored - np.int64(lowest)]
+    image = np.empty(stored.shape, np.float32)
+    for start in range(0, len(stored), ROWS):  # in pieces: look-ups need 8 bytes per pixel in between
+        image[start : start + ROWS] = table[stored[start : start + ROWS].astype(np.intp) - lowest]
+    return image
+
+
+def _used(stored: Integer[np.ndarray, "H W"], lowest: int, count: int) -> Bool[np.ndarray, " V"]:
+    """Which of `count` values from `lowest` upwards occur."""
+    used = np.zeros(count, bool)
+    for start in range(0, len(stored), ROWS):
+        used[stored[start : start + ROWS].astype(np.intp) - lowest] = True
+    return used
 
 
 def _modality(levels: Float[np.ndarray, " V"], scale: Greyscale) -> Float[np.ndarray, " V"]:
     return scale.modality_lut(levels) if scale.modality_lut else levels * scale.slope + scale.intercept
 
 
-def _voi(values: Float[np.ndarray, " V"], used: np.ndarray, scale: Greyscale) -> Float[np.ndarray, " V"]:
-    """Grey in [0, 1]; `used` marks the values that occur outside padding."""
-    if scale.voi_lut:
-        return np.clip(scale.voi_lut(values) / (2**scale.voi_lut.bits - 1), 0, 1)
-    if scale.window and scale.window.valid:
-        return scale.window(values)
+def _voi(scale: Greyscale) -> Callable[[np.ndarray], np.ndarray] | None:
+    """From modality values to grey in [0, 1]; None where the header names no way."""
+    if lut := scale.voi_lut:
+        return lambda values: np.clip(lut(values) / (2**lut.bits - 1), 0, 1)
+    return scale.window if scale.window and scale.window.valid else None
+
+
+def _stretched(values: Float[np.ndarray, " V"], used: Bool[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
+    """Grey in [0, 1] over the range of the values that are used."""
     if not used.any():
         return np.zeros_like(values)
     low, high = values[used].min(), values[used].max()

@@ -6,6 +6,7 @@ Axes: **N** images, **G** groups, **C** classes.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -59,7 +60,7 @@ def group_images(
         _refuse_differences(manifest, list(ids), differ | partly)
     return Groups(
         ids=list(ids),
-        rows=np.split(order, starts[1:]),
+        rows=[order[start:end] for start, end in pairwise([*starts.tolist(), len(order)])],
         labels=largest,
         patient_ids=manifest.images["patient_id"].iloc[order[starts]].tolist(),
         conflicts=int(differ.sum()),

@@ -153,7 +153,8 @@ def verify_image(data: bytes, name: str) -> tuple[int, int]:
 
 def looks_like_dicom(data: bytes) -> bool:
     """Whether bytes start like DICOM: the Part 10 prefix, or a bare data set opening with group 0002 or 0008."""
-    return data[128:132] == b"DICM" or (data[:2] in (b"\x02\0", b"\x08\0") and data[3:4] == b"\0")
+    bare = data[1:4:2] == b"\0\0" and data[:1] in (b"\x02", b"\x08")
+    return data[128:132] == b"DICM" or bare or data[:3] == b"\0\x08\0"  # the last is big endian
 
 
 def check_pixel_count(height: int, width: int, name: str) -> None:
@@ -168,7 +169,11 @@ def to_unit_range(pixels: UInt[np.ndarray, "H W *channels"]) -> Float[np.ndarray
     """Full-scale integers to grey in [0, 1]; 2 or 4 channels end with alpha, which is ignored."""
     scale = np.float32(np.iinfo(pixels.dtype).max)
     if pixels.ndim == 3 and pixels.shape[2] >= 3:
-        return np.minimum(pixels[..., :3] @ LUMINANCE / scale, np.float32(1))
+        image = np.empty(pixels.shape[:2], np.float32)
+        for start in range(0, len(image), 64):  # in pieces: in between, 12 bytes per pixel are needed
+            rows = slice(start, start + 64)
+            np.minimum(pixels[rows, :, :3] @ LUMINANCE / scale, np.float32(1), out=image[rows])
+        return image
     return (pixels if pixels.ndim == 2 else pixels[..., 0]) / scale  # one pass: a fifth of the time of three
 
 

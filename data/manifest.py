@@ -37,13 +37,15 @@ LEAVES_ROOT = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)", re.MULTILI
 class Manifest:
     """Images with their ids, views, splits and labels.
 
-    `labels` are in [0, 1], NaN where unknown; `images` has the columns `MANIFEST_COLUMNS`, all text.
+    `labels` are in [0, 1], NaN where unknown; `images` has the columns `MANIFEST_COLUMNS`, all text. `rejected` is
+    what the source left out by name when it was read: (path, reason).
     """
 
     images: pd.DataFrame
     labels: Float32[np.ndarray, "N C"]
     classes: tuple[str, ...]
     root: Path
+    rejected: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         assert tuple(self.images.columns) == MANIFEST_COLUMNS, self.images.columns
@@ -140,6 +142,8 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         "classes": list(manifest.classes),
         "splits": {split: describe(manifest.of_split(split)) for split in SPLITS},
     }
+    if manifest.rejected:
+        description["rejected"] = [list(entry) for entry in manifest.rejected]
     atomic_write(path.with_suffix(".json"), json.dumps(description, indent=1, ensure_ascii=False) + "\n")
     atomic_write(path, content)
 
@@ -160,7 +164,9 @@ def read_manifest(path: Path, accept_edits: bool = False) -> Manifest:
     classes = tuple(name for name in frame.columns if name not in MANIFEST_COLUMNS)
     description = _read_description(path.with_suffix(".json"))
     root = path.parent / (description["root"] if description else ".")
-    manifest = Manifest(frame[list(MANIFEST_COLUMNS)], parse_labels(frame, classes, str(path)), classes, root)
+    rejected = tuple((name, reason) for name, reason in (description or {}).get("rejected", ()))
+    labels = parse_labels(frame, classes, str(path))
+    manifest = Manifest(frame[list(MANIFEST_COLUMNS)], labels, classes, root, rejected)
     check_manifest(manifest, str(path))
     if description and not accept_edits:
         _refuse_edits(manifest, path, description["digest"])
@@ -195,7 +201,14 @@ def _read_description(path: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: not readable as JSON ({error}); run scripts/prepare.py again") from None
     if not isinstance(description, dict) or not all(isinstance(description.get(k), str) for k in ("digest", "root")):
         raise InputError(f"{path}: 'digest' and 'root' are missing; run scripts/prepare.py again")
+    rejected = description.get("rejected", [])
+    if not isinstance(rejected, list) or not all(_is_pair_of_texts(entry) for entry in rejected):
+        raise InputError(f"{path}: 'rejected' must be a list of [path, reason]; run scripts/prepare.py again")
     return description
+
+
+def _is_pair_of_texts(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)
 
 
 def _refuse_edits(manifest: Manifest, path: Path, digest: str) -> None:
@@ -230,13 +243,15 @@ def _check_text(images: pd.DataFrame, name: str, where: str) -> None:
     empty = images[name] == ""
     if empty.any():
         raise InputError(f"{where}, row {_row(empty)}: {name} is empty")
-    if CONTROL.search("".join(images[name].tolist())):
+    together = "".join(images[name].tolist())
+    if not together.isprintable() and CONTROL.search(together):  # the first is faster, and mostly enough
         bad = images[name].map(lambda text: bool(CONTROL.search(text)))
         raise InputError(f"{where}, row {_row(bad)}: {name} {_first(images[name], bad)!r} holds a control character")
 
 
 def _check_paths(paths: pd.Series, where: str) -> None:
-    if LEAVES_ROOT.search("\n".join(paths.tolist())):  # one search for all rows: a path holds no line break
+    together = "\n" + "\n".join(paths.tolist())  # one search for all rows: a path holds no line break
+    if any(text in together for text in ("\n/", "\\", ":", "..")) and LEAVES_ROOT.search(together):
         bad = paths.map(lambda path: bool(LEAVES_ROOT.search(path)))
         raise InputError(
             f"{where}, row {_row(bad)}: path '{_first(paths, bad)}' must be relative and stay inside the image folder"

@@ -51,37 +51,68 @@ def read_predictions(path: Path) -> tuple[pd.DataFrame, Float32[np.ndarray, "N C
             f"found {', '.join(table.columns[:4])}"
         )
     ids = table[list(ID_COLUMNS)]
-    columns = [_numbers(path, table, name) for name in classes]
-    values = np.stack(columns, axis=1)
+    values = number_columns(path, table, classes)
     check_predictions(ids, values, classes, where=str(path))
     return ids, values, classes
 
 
 def check_predictions(
-    ids: pd.DataFrame, values: Float32[np.ndarray, "N C"], classes: Sequence[str], where: str
+    ids: pd.DataFrame,
+    values: Float32[np.ndarray, "N C"],
+    classes: Sequence[str],
+    where: str,
+    id_column: str = "image_id",
 ) -> None:
     """Refuse what no prediction table may hold; arguments as in `write_predictions`.
 
     Args:
         where: The file, for the message.
+        id_column: The column of `ids` that says what a row is about, an image or a group of images.
     """
     assert values.shape == (len(ids), len(classes)), "one row per image, one column per class"
     if not len(ids):
         raise InputError(f"{where}: no predictions, wanted at least one row")
-    if (ids["image_id"] == "").any():
-        raise InputError(f"{where}, row {line_of(ids['image_id'] == '')}: image_id is empty")
-    repeated = ids["image_id"].duplicated()
+    if (ids[id_column] == "").any():
+        raise InputError(f"{where}, row {line_of(ids[id_column] == '')}: {id_column} is empty")
+    repeated = ids[id_column].duplicated()
     if repeated.any():
         raise InputError(
-            f"{where}, row {line_of(repeated)}: image_id {ids['image_id'][repeated].iloc[0]!r} occurs twice "
-            f"({repeated.sum()} such rows); wanted one row per image"
+            f"{where}, row {line_of(repeated)}: {id_column} {ids[id_column][repeated].iloc[0]!r} occurs twice "
+            f"({repeated.sum()} such rows); wanted one row per {id_column.removesuffix('_id')}"
         )
     if not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise InputError(
             f"{where}, row {row + 2}, column {classes[column]!r}: wanted a finite number, found {values[row, column]} "
-            f"(image {ids['image_id'].iloc[row]!r}; {(~np.isfinite(values)).sum()} such values)"
+            f"({id_column.removesuffix('_id')} {ids[id_column].iloc[row]!r}; "
+            f"{(~np.isfinite(values)).sum()} such values)"
         )
+
+
+def check_probabilities(ids: pd.Series, values: Float32[np.ndarray, "N C"], classes: Sequence[str], where: str) -> None:
+    """Refuse values outside [0, 1].
+
+    Raises:
+        InputError: Names the first one by row, column and id.
+    """
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        what = str(ids.name).removesuffix("_id")
+        raise InputError(
+            f"{where}, row {row + 2}, column {classes[column]!r}: wanted a probability in [0, 1], found "
+            f"{values[row, column]:.9g} ({what} {ids.iloc[row]!r}; {outside.sum()} such values); "
+            "submit the predictions file, not the logits"
+        )
+
+
+def number_columns(path: Path, table: pd.DataFrame, names: Sequence[str]) -> Float32[np.ndarray, "N C"]:
+    """Columns of a table as numbers.
+
+    Raises:
+        InputError: A value that is none, named by row and column. `nan` and `inf` are numbers here.
+    """
+    return np.stack([_numbers(path, table, name) for name in names], axis=1)
 
 
 def value_table(ids: pd.DataFrame, values: Float32[np.ndarray, "N C"], classes: Sequence[str]) -> pd.DataFrame:

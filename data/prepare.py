@@ -1,23 +1,40 @@
-"""The command `scripts/prepare.py`: a data set in, `manifest.csv` out, and a short account of what it holds."""
+"""The command `scripts/prepare.py`: a data set in, `manifest.csv` out, and a short account of what it holds.
+
+A data set is one file in `data/sources/` with a function `read`, and one line in `SOURCES`: parameters and docstring of
+`read` are the options of the command and their help.
+"""
 
 import csv
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from data import prepared_images
 from data.errors import InputError
-from data.labels import class_groups
+from data.label_spaces import class_groups
 from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manifest
 from data.runs import run_command
-from data.sources import cxr_lt_2023, table
+from data.scan import write_rejected
+from data.sources import cxr_lt_2023, cxr_lt_2024, cxr_lt_2026, dicom_folder, mimic_cxr, mimic_cxr_jpg, padchest, table
+from data.sources.cxr_lt_tables import read_challenge
 from data.views import VIEWS
 
+SOURCES: dict[str, tuple[Callable[..., Manifest], str]] = {
+    "cxr-lt-2023": (cxr_lt_2023.read, "CXR-LT 2023 labels on MIMIC-CXR-JPG images"),
+    "cxr-lt-2024": (cxr_lt_2024.read, "CXR-LT 2024 labels of task 1, 2 or 3 on MIMIC-CXR-JPG images"),
+    "cxr-lt-2026": (cxr_lt_2026.read, "CXR-LT 2026 labels on PadChest images, and the test tables of tasks 1 and 2"),
+    "mimic-cxr-jpg": (mimic_cxr_jpg.read, "MIMIC-CXR-JPG 2.0.0 or 2.1.0 with its report labels and official split"),
+    "mimic-cxr": (mimic_cxr.read, "MIMIC-CXR, the DICOM files, with the tables of MIMIC-CXR-JPG"),
+    "padchest": (padchest.read, "PadChest with the labels of its own table"),
+    "dicom": (dicom_folder.read, "a folder of DICOM radiographs, grouped by their headers"),
+}
 OUT_HELP = "the manifest to write, runs/<name>/manifest.csv"
 
 
@@ -59,12 +76,18 @@ def summary(manifest: Manifest) -> str:
     return "\n".join(text)
 
 
-def _parsers() -> tuple[ArgumentParser, dict]:
+def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
+    """The parser, and what each sub-command does with its options."""
     parser = ArgumentParser(prog="prepare.py", description="Turn a data set into runs/<name>/manifest.csv.")
     subcommands = parser.add_subcommands(required=True)
-    commands = {}
+    commands: dict[str, Callable[[Namespace], None]] = {}
+    for name, (read, help_text) in SOURCES.items():
+        part = ArgumentParser(description=help_text)
+        part.add_function_arguments(read)
+        _add_out(part)
+        subcommands.add_subcommand(name, part, help=help_text)
+        commands[name] = partial(_read_and_write, read)
     for name, add_arguments, run, help_text in (
-        ("cxr-lt-2023", _cxr_lt_2023_arguments, _cxr_lt_2023, "CXR-LT 2023 labels on MIMIC-CXR-JPG images"),
         ("table", _table_arguments, _table, "any CSV with one row per image"),
         ("phantom", _phantom_arguments, _phantom, "simulated chests, made here: nothing to download"),
         ("images", _images_arguments, _images, "the images of a manifest, once and for all at a working size"),
@@ -81,14 +104,9 @@ def _add_out(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help=OUT_HELP)
 
 
-def _cxr_lt_2023_arguments(parser: ArgumentParser) -> None:
-    parser.add_function_arguments(cxr_lt_2023.read, skip={"source"})
-    _add_out(parser)
-
-
-def _cxr_lt_2023(options: Namespace) -> None:
+def _read_and_write(read: Callable[..., Manifest], options: Namespace) -> None:
     out = _checked_out(options.pop("out"))
-    _write(cxr_lt_2023.read(**vars(options)), out)
+    _write(read(**vars(options)), out)
 
 
 def _table_arguments(parser: ArgumentParser) -> None:
@@ -127,7 +145,8 @@ def _phantom(options: Namespace) -> None:
         print(f"{folder}: already complete")
     else:
         write_phantom(folder, num_studies=num_studies, size=options.size, seed=options.seed)
-    _write(cxr_lt_2023.read(folder / "mimic-cxr-jpg", folder / "cxr-lt-2023", source="phantom"), out)
+    form = replace(cxr_lt_2023.CHALLENGE, source="phantom", images={})  # the tables' form, not the release's numbers
+    _write(read_challenge(form, folder / "mimic-cxr-jpg", folder / "cxr-lt-2023"), out)
 
 
 def _images_arguments(parser: ArgumentParser) -> None:
@@ -151,10 +170,15 @@ def _accept(options: Namespace) -> None:
 def _write(manifest: Manifest, out: Path) -> None:
     try:
         write_manifest(manifest, out)
+        if manifest.rejected:
+            write_rejected(out.parent, manifest.rejected)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     print(summary(manifest))
-    print(f"next: accelerate launch extract.py --run_dir {shlex.quote(str(out.parent))}")
+    if manifest.rejected:
+        print(f"{len(manifest.rejected)} files left out, with reasons: {out.parent / 'rejected.csv'}")
+    if (manifest.images["split"] == "train").any():  # a folder to predict on has nothing to train
+        print(f"next: accelerate launch extract.py --run_dir {shlex.quote(str(out.parent))}")
 
 
 def _checked_out(out: Path) -> Path:

@@ -7,7 +7,7 @@ modification time changed, as git does with its index; the time decides only tha
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from data.errors import InputError
 from data.image_shards import find_member
 from data.images import ImageError, check_file, read_bytes, refuse, verify_image
+from data.known_bad import known_empty, name_known
 from data.manifest import Manifest
 from data.tables import read_table, write_table
 
@@ -53,6 +54,8 @@ def scan_images(
 ) -> ScanResult:
     """Hash and decode every image; write `images.csv` and `rejected.csv` to `out_dir`.
 
+    `rejected.csv` begins with what the manifest's source had left out already.
+
     Args:
         workers: Threads; the decoders release Python's lock.
         max_rejected: Largest share of the images, in [0, 1], that may be left out.
@@ -65,14 +68,15 @@ def scan_images(
         raise InputError(f"workers must be at least 1, got {workers}")
     paths = list(manifest.images["path"])
     known = _read_known(out_dir / "images.csv")
+    empty = known_empty(manifest)
     found: dict[str, FileRecord | str] = {}  # a record, or the reason for rejection
     saved = time.monotonic()
     for path, outcome in _scan(list(dict.fromkeys(paths)), manifest.root, known, workers, progress):
-        found[path] = outcome
+        found[path] = name_known(path, outcome) if isinstance(outcome, str) else empty.get(path, outcome)
         if time.monotonic() - saved > SAVE_EVERY_S:
-            _write(out_dir, known | found)
+            _write(out_dir, known | found, manifest.rejected)
             saved = time.monotonic()
-    _write(out_dir, found)
+    _write(out_dir, found, manifest.rejected)
     records = [found[path] for path in paths]
     result = ScanResult(
         readable=np.array([isinstance(record, FileRecord) for record in records], bool),
@@ -116,13 +120,10 @@ def _scan_one(path: str, root: Path, known: FileRecord | None) -> FileRecord | s
 
 
 def inside(path: str, root: Path) -> Path:
-    """The file that a manifest path means, if it lies under the image folder after following links.
-
-    Args:
-        root: The image folder, links followed.
+    """The file that a manifest path means, if it lies under the image folder (a real path) after following links.
 
     Raises:
-        ImageError: it leads elsewhere.
+        ImageError: It does not.
     """
     if "\0" in path:
         refuse(path, "has a NUL character in its name")
@@ -141,14 +142,19 @@ def _read_known(table: Path) -> dict[str, FileRecord]:
     return {row.path: FileRecord(*row) for row in frame[list(FileRecord._fields)].itertuples(index=False)}
 
 
-def _write(out_dir: Path, found: dict[str, FileRecord | str]) -> None:
+def write_rejected(out_dir: Path, rejected: Sequence[tuple[str, str]]) -> None:
+    """Write `rejected.csv`: (path below the image folder, reason) of every file that is left out."""
+    write_table(out_dir / "rejected.csv", pd.DataFrame(rejected, columns=["path", "reason"], dtype="str"))
+
+
+def _write(out_dir: Path, found: dict[str, FileRecord | str], before: Sequence[tuple[str, str]]) -> None:
     records = [record for record in found.values() if isinstance(record, FileRecord)]
     rejected = [(path, reason) for path, reason in found.items() if isinstance(reason, str)]
     if records:
         write_table(out_dir / "images.csv", pd.DataFrame(records, columns=FileRecord._fields, dtype="str"))
     else:  # a table without rows is refused when it is read again
         (out_dir / "images.csv").unlink(missing_ok=True)
-    write_table(out_dir / "rejected.csv", pd.DataFrame(rejected, columns=["path", "reason"], dtype="str"))
+    write_rejected(out_dir, [*before, *rejected])
 
 
 def check_share(result: ScanResult, max_rejected: float, table: Path) -> None:

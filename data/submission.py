@@ -8,7 +8,6 @@ test table can be given too and both must name the same images.
 """
 
 import io
-import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +17,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
+from data.challenges import check_same_images
 from data.errors import InputError
 from data.files import atomic_write
-from data.predictions import check_predictions, line_of, read_predictions, value_table
+from data.ids import check_ids, check_not_rounded
+from data.predictions import check_predictions, check_probabilities, read_predictions, value_table
 from data.tables import read_table, write_table
 
 Predictions = tuple[pd.DataFrame, Float32[np.ndarray, "N C"], Sequence[str]]
 """Ids (`image_id, study_id, patient_id`), probabilities, classes: what `read_predictions` returns."""
-
-SPREADSHEET_ID = re.compile(r"\d+([.,]\d+)?[eE]\+\d+")
-"""A long id after a spreadsheet stored it as a number (1.23E+15): its last digits are gone."""
 
 ZIP_MEMBER = "submission.csv"
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -75,16 +73,17 @@ def write_submission(
     where, (ids, values, classes) = _load(predictions)
     wanted = read_table(template)
     wanted_ids = _ids(wanted, wanted.columns[0], str(template))
-    _check_intact(ids["image_id"], where)
+    check_not_rounded(ids["image_id"], where)
     _check_classes(tuple(wanted.columns[1:]), tuple(classes), template, where)
-    _check_probabilities(ids, values, classes, where)
+    check_probabilities(ids["image_id"], values, classes, where)
     if one_per_study:
         _check_one_per_study(ids, values, classes, where)
     if test_table is not None:
-        _check_same_images(wanted_ids, template, test_table)
+        check_same_images(wanted_ids, template, _test_ids(wanted_ids, template, test_table), test_table)
     rows = _rows_of(wanted_ids, ids, template, where)
-    order = [list(classes).index(name) for name in wanted.columns[1:]]
-    return _write(wanted_ids, values[rows][:, order], out_csv, out_zip, len(ids) - len(rows), wanted.columns)
+    names = list(wanted.columns[1:])
+    order = [list(classes).index(name) for name in names]
+    return write_files(wanted_ids, values[rows][:, order], names, out_csv, out_zip, len(ids) - len(rows))
 
 
 def _load(predictions: Path | Predictions) -> tuple[str, Predictions]:
@@ -98,22 +97,8 @@ def _ids(table: pd.DataFrame, column: str, where: str) -> pd.Series:
     """The id column of a template or test table: not empty, every id there once and intact."""
     if not len(table):
         raise InputError(f"{where}: no rows, wanted one per test image")
-    ids = table[column]
-    _check_intact(ids, where)
-    for problem, wrong in (("is empty", ids == ""), ("occurs twice", ids.duplicated())):
-        if wrong.any():
-            found = f"{column} {ids[wrong].iloc[0]!r} {problem} ({wrong.sum()} such rows)"
-            raise InputError(f"{where}, row {line_of(wrong)}: {found}")
-    return ids
-
-
-def _check_intact(ids: pd.Series, where: str) -> None:
-    ruined = ids.map(lambda text: SPREADSHEET_ID.fullmatch(text) is not None)
-    if ruined.any():
-        raise InputError(
-            f"{where}, row {line_of(ruined)}: id {ids[ruined].iloc[0]!r} looks like a number rounded by a spreadsheet "
-            f"({ruined.sum()} such ids); take the original file and do not save it from a spreadsheet"
-        )
+    check_ids(table[column], where)
+    return table[column]
 
 
 def _check_classes(wanted: tuple[str, ...], found: tuple[str, ...], template: Path, where: str) -> None:
@@ -126,19 +111,6 @@ def _check_classes(wanted: tuple[str, ...], found: tuple[str, ...], template: Pa
         raise InputError(
             f"{template}: lacks the predicted classes {', '.join(left)} of {where}; use the template of the same "
             "class list, or remove these columns from the predictions"
-        )
-
-
-def _check_probabilities(
-    ids: pd.DataFrame, values: Float32[np.ndarray, "N C"], classes: Sequence[str], where: str
-) -> None:
-    outside = (values < 0) | (values > 1)
-    if outside.any():
-        row, column = np.argwhere(outside)[0]
-        raise InputError(
-            f"{where}, row {row + 2}, column {classes[column]!r}: wanted a probability in [0, 1], found "
-            f"{values[row, column]:.9g} (image {ids['image_id'].iloc[row]!r}; {outside.sum()} such values); "
-            "submit the predictions file, not the logits"
         )
 
 
@@ -158,21 +130,12 @@ def _check_one_per_study(
         )
 
 
-def _check_same_images(wanted_ids: pd.Series, template: Path, test_table: Path) -> None:
-    table = read_table(test_table)
+def _test_ids(wanted_ids: pd.Series, template: Path, test_table: Path) -> pd.Series:
+    table = read_table(test_table, unnamed=True)
     column = next((name for name in (str(wanted_ids.name), "image_id") if name in table.columns), None)
     if column is None:
         raise InputError(f"{test_table}: has neither a column {wanted_ids.name} (as {template}) nor image_id")
-    test_ids = _ids(table, column, str(test_table))
-    counts = f"{len(test_ids)} images in the test table, {len(wanted_ids)} in the template"
-    for lacking, having, there in ((template, test_table, test_ids), (test_table, template, wanted_ids)):
-        others = wanted_ids if lacking == template else test_ids
-        missing = there[~there.isin(others)]
-        if len(missing):
-            raise InputError(
-                f"{lacking}: lacks {len(missing)} ids of {having}, first {missing.iloc[0]!r} ({counts}); "
-                "take both files from the same release of the challenge"
-            )
+    return _ids(table, column, str(test_table))
 
 
 def _rows_of(wanted_ids: pd.Series, ids: pd.DataFrame, template: Path, where: str) -> np.ndarray:
@@ -186,22 +149,27 @@ def _rows_of(wanted_ids: pd.Series, ids: pd.DataFrame, template: Path, where: st
     return rows
 
 
-def _write(
-    wanted_ids: pd.Series,
+def write_files(
+    ids: pd.Series,
     values: Float32[np.ndarray, "N C"],
+    classes: Sequence[str],
     out_csv: Path,
     out_zip: Path | None,
-    extra_predictions: int,
-    header: pd.Index,
+    extra_predictions: int = 0,
 ) -> SubmissionReport:
-    classes = list(header[1:])
-    write_table(out_csv, value_table(wanted_ids.to_frame(), values, classes))
+    """Write checked rows as CSV and zip; equal rows give equal bytes.
+
+    Args:
+        ids: Text; its name becomes the first column's.
+        out_zip: Holds the bytes of `out_csv` as `submission.csv` at its root, and nothing else.
+    """
+    write_table(out_csv, value_table(ids.to_frame(), values, classes))
     if out_zip is not None:
         atomic_write(out_zip, _zip_bytes(out_csv.read_bytes()))
     lows, highs = values.min(axis=0), values.max(axis=0)
     return SubmissionReport(
         rows=len(values),
-        columns=tuple(header),
+        columns=(str(ids.name), *classes),
         ranges={name: (float(lows[c]), float(highs[c])) for c, name in enumerate(classes)},
         extra_predictions=extra_predictions,
     )

@@ -27,11 +27,15 @@ CHUNK_ROWS = 20_000  # rows held as Python lists at a time: bounds the memory th
 NEEDS_QUOTES = re.compile('[",\r\n]')
 
 
-def read_table(path: Path, required: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(
+    path: Path, required: Sequence[str] = (), *, only_required: bool = False, unnamed: bool = False
+) -> pd.DataFrame:
     """Read a comma-separated UTF-8 table (`.csv` or `.csv.gz`, byte order mark allowed) with a header row.
 
     Args:
         required: Columns that must be there; others are kept too, in the file's order.
+        only_required: Others are checked, but not kept: a tenth of the memory for a table with report texts.
+        unnamed: Columns may lack a name, such as the row index of some tools; column 4 is then called "column 4".
 
     Returns:
         One row per data row, RangeIndex, every value a `str`, `""` for an empty field. Blank lines are skipped.
@@ -43,7 +47,7 @@ def read_table(path: Path, required: Sequence[str] = ()) -> pd.DataFrame:
     path = Path(path)
     try:
         with _open(path) as file:
-            return _parse(path, file, required)
+            return _parse(path, file, required, only_required, unnamed)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -52,6 +56,21 @@ def read_table(path: Path, required: Sequence[str] = ()) -> pd.DataFrame:
         raise InputError(f"{path}: damaged or cut gzip file ({error}); copy it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def require_columns(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
+    """Refuse a table without the required columns, or one that is not separated by commas.
+
+    Raises:
+        InputError: Names the missing columns, those that are there, and a wrong separator if there seems to be one.
+    """
+    missing = [name for name in required if name not in header]
+    separated = len(header) == 1 and re.search(r"\S[;\t|]\s*\S", header[0])
+    hint = "; fields must be separated by commas" if separated else ""
+    if missing:
+        raise InputError(f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{hint}")
+    if hint:
+        raise InputError(f"{path}, row 1: one column, '{header[0][:40]}...'{hint}")
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
@@ -73,19 +92,24 @@ def _open(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")  # newline "": the csv module sees line ends itself
 
 
-def _parse(path: Path, file: io.TextIOWrapper, required: Sequence[str]) -> pd.DataFrame:
+def _parse(
+    path: Path, file: io.TextIOWrapper, required: Sequence[str], only_required: bool, unnamed: bool
+) -> pd.DataFrame:
     rows = _rows(path, file)
     _, header = next(rows, (0, None))
     if header is None:
         raise InputError(f"{path}: empty file; a header row with column names is wanted")
+    if unnamed:
+        header = [name if name.strip() else f"column {number}" for number, name in enumerate(header, start=1)]
     _check_header(path, header, required)
+    kept = [place for place, name in enumerate(header) if not only_required or name in required]
     parts: list[list[np.ndarray]] = []
-    while chunk := _read_chunk(path, rows, len(header)):
+    while chunk := _read_chunk(path, rows, len(header), kept):
         parts.append([np.array(column, dtype=object) for column in zip(*chunk, strict=True)])
     if not parts:
         raise InputError(f"{path}: no rows below the header")
-    columns = [pd.array(np.concatenate([part[i] for part in parts]), dtype="str") for i in range(len(header))]
-    return pd.DataFrame(dict(zip(header, columns, strict=True)))
+    columns = [pd.array(np.concatenate(values), dtype="str") for values in zip(*parts, strict=True)]
+    return pd.DataFrame(dict(zip((header[place] for place in kept), columns, strict=True)))
 
 
 def _lines(path: Path, file: io.TextIOWrapper) -> Iterator[str]:
@@ -121,12 +145,14 @@ def _rows(path: Path, file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]
         start = reader.line_num + 1
 
 
-def _read_chunk(path: Path, rows: Iterator[tuple[int, list[str]]], num_columns: int) -> list[list[str]]:
+def _read_chunk(
+    path: Path, rows: Iterator[tuple[int, list[str]]], num_columns: int, kept: list[int]
+) -> list[list[str]]:
     chunk: list[list[str]] = []
     for number, row in rows:
         if len(row) != num_columns:
             raise InputError(f"{path}, row {number}: {len(row)} fields, but the header has {num_columns} columns")
-        chunk.append(row)
+        chunk.append(row if len(kept) == num_columns else [row[place] for place in kept])
         if len(chunk) == CHUNK_ROWS:
             break
     return chunk
@@ -140,11 +166,7 @@ def _check_header(path: Path, header: list[str], required: Sequence[str]) -> Non
         if name in seen:
             raise InputError(f"{path}, row 1: column '{name}' occurs twice")
         seen.add(name)
-    missing = [name for name in required if name not in seen]
-    if missing:
-        separated = len(header) == 1 and re.search("[;\t|]", header[0])
-        hint = "; fields must be separated by commas" if separated else ""
-        raise InputError(f"{path}, row 1: missing column {_names(missing)}; found {_names(header)}{hint}")
+    require_columns(path, header, required)
 
 
 def _names(names: Sequence[str], most: int = 12) -> str:
@@ -161,7 +183,8 @@ def _as_text(column: pd.Series) -> list[str]:
 def _quote(values: list[str], alone: bool) -> list[str]:
     if alone:  # a row that is one empty field would be a blank line
         return [_quote_one(value) if not value or NEEDS_QUOTES.search(value) else value for value in values]
-    if not NEEDS_QUOTES.search("".join(values)):  # one search for the column: most need no quotes
+    together = "".join(values)
+    if not any(character in together for character in '",\r\n'):  # most columns need no quotes
         return values
     return [_quote_one(value) if NEEDS_QUOTES.search(value) else value for value in values]
 

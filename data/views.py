@@ -1,4 +1,4 @@
-"""The five views, and how MIMIC-CXR's spellings map onto them."""
+"""The five views, and how the spellings and codes of MIMIC-CXR, PadChest and DICOM headers map onto them."""
 
 from data.errors import InputError
 
@@ -27,6 +27,42 @@ MIMIC_VIEW_MEANINGS = {
     "right lateral": "LATERAL",
 }
 
+# `Projection` of the PadChest table, all seven values: PadChest's authors assigned it, by hand or by a network, because
+# the header's View Position is free text there. AP_horizontal is lying, COSTAL shows ribs, EXCLUDE is no chest image.
+PADCHEST_PROJECTIONS = {
+    "PA": "PA",
+    "AP": "AP",
+    "AP_horizontal": "AP",
+    "L": "LATERAL",
+    "COSTAL": "OTHER",
+    "EXCLUDE": "OTHER",
+    "UNK": "UNKNOWN",
+}
+
+# (0018,5101) View Position: the defined terms of DICOM PS3.3 C.8.1.2 (CR Series) and what equipment writes beside them.
+DICOM_VIEW_POSITIONS = {
+    "PA": "PA",
+    "AP": "AP",
+    **dict.fromkeys(("POSTEROANTERIOR", "POSTERO_ANTERIOR"), "PA"),
+    **dict.fromkeys(("ANTEROPOSTERIOR", "ANTERO_POSTERIOR"), "AP"),
+    **dict.fromkeys(("LL", "RL", "LATERAL", "LAT", "LLAT", "RLAT"), "LATERAL"),
+    **dict.fromkeys(("LLD", "RLD", "LLO", "RLO", "LPO", "RPO", "LAO", "RAO"), "OTHER"),
+}
+
+# (0054,0220) View Code Sequence, Code Value: DICOM PS3.16 CID 4010 "DX View" in SNOMED CT, and in the SNOMED RT codes
+# that older files use. "Frontal" (399033003, R-10202) leaves open which of the two it is, so it is not listed.
+DICOM_VIEW_CODES = {
+    **dict.fromkeys(("272479007", "R-40888", "R-10214"), "PA"),
+    **dict.fromkeys(("399348003", "R-10206"), "AP"),
+    **dict.fromkeys(("399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232"), "LATERAL"),
+    # obliques: antero-posterior, postero-anterior, frontal, lateral, left, right, and of either side either way
+    **dict.fromkeys(("399312000", "R-10208", "399059000", "R-10216", "399160007", "R-10204"), "OTHER"),
+    **dict.fromkeys(("260427002", "R-40783", "399184004", "R-10238", "399236003", "R-10234"), "OTHER"),
+    **dict.fromkeys(("399135007", "R-10220", "399006002", "R-10212"), "OTHER"),
+    **dict.fromkeys(("399356000", "R-40985", "399038007", "R-10210", "399182000", "R-102C1"), "OTHER"),
+    **dict.fromkeys(("399061009", "R-10241", "399110001", "R-102C2"), "OTHER"),  # axial (lordotic), tangential
+}
+
 
 def view_of_mimic(view_position: str) -> str:
     """View of a MIMIC `ViewPosition`; blank is UNKNOWN.
@@ -46,3 +82,44 @@ def view_of_mimic_meaning(code_meaning: str) -> str:
     Any other text names some view (an oblique, say), so it is OTHER: the list of these texts is not published.
     """
     return MIMIC_VIEW_MEANINGS.get(code_meaning.strip().lower(), "OTHER")
+
+
+def view_of_padchest(projection: str) -> str:
+    """View of a PadChest `Projection`.
+
+    Raises:
+        InputError: A value that PadChest does not have.
+    """
+    view = PADCHEST_PROJECTIONS.get(projection)
+    if view is None:
+        raise InputError(f"unknown Projection '{projection}'; known are {', '.join(PADCHEST_PROJECTIONS)}")
+    return view
+
+
+def view_of_dicom(position: str, code: str, meaning: str, orientation: str) -> str:
+    """View of a DICOM radiograph from whatever its header says about it; UNKNOWN where it says nothing we know.
+
+    In this order: what was written for people to see (View Position), the code, the code's meaning, and last where the
+    rows and columns of the image point in the body.
+
+    Args:
+        position: (0018,5101) View Position.
+        code: Code Value (0008,0100) of the first item of (0054,0220) View Code Sequence.
+        meaning: Code Meaning (0008,0104) of that item.
+        orientation: (0020,0020) Patient Orientation, its two values joined, as LF for left and feet.
+    """
+    told = DICOM_VIEW_POSITIONS.get(position.strip().upper()) or DICOM_VIEW_CODES.get(code.strip().upper())
+    if told is None and meaning.strip():
+        told = MIMIC_VIEW_MEANINGS.get(meaning.strip().lower())
+    return told or _view_of_orientation(orientation)
+
+
+def _view_of_orientation(letters: str) -> str:
+    """DICOM PS3.3 C.7.6.1.1.1: A anterior, P posterior, L left, R right, H head, F feet; most prominent first."""
+    directions = set(letters.upper())
+    if not directions or not directions <= set("APLRHF"):
+        return "UNKNOWN"
+    depth, width = directions & set("AP"), directions & set("LR")
+    if depth and width:
+        return "OTHER"  # oblique, or seen from above
+    return "LATERAL" if depth else "UNKNOWN"  # a frontal picture looks the same from the front and from the back

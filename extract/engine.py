@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
-from data.labels import class_groups
+from data.label_spaces import class_groups
 from data.manifest import Manifest
 from data.plots import plot_progress
 from data.runs import Log, append_metrics

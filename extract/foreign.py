@@ -17,23 +17,13 @@ from torch import Tensor, nn
 from data.config import default_values, parse_config
 from data.errors import InputError
 from data.files import atomic_write, sha256_file
+from data.label_spaces import CXR_LT_2026_CLASSES
 from data.runs import keep_config, run_command
 from extract.backbone import ImageClassifier
 from extract.checkpoint import check_folder, load_json, load_tensors, load_weights, save_folder
 from extract.config import ExtractConfig
 
 RECIPE = Path(__file__).parent / "configs" / "cxr_lt_2026_padchest.yaml"
-
-CXR_LT_2026_CLASSES = tuple(
-    (
-        "Normal,aortic elongation,cardiomegaly,pleural effusion,Nodule,atelectasis,pleural thickening,"
-        "aortic atheromatosis,Support Devices,alveolar pattern,fracture,Hernia,Emphysema,azygos lobe,Hydropneumothorax,"
-        "Kyphosis,Mass,Pneumothorax,Subcutaneous Emphysema,pneumoperitoneo,vascular hilar enlargement,"
-        "vertebral degenerative changes,hyperinflated lung,interstitial pattern,central venous catheter,hypoexpansion,"
-        "bronchiectasis,hemidiaphragm elevation,sternotomy,calcified densities"
-    ).split(",")
-)
-"""The published model's outputs in their order, as its model card lists them."""
 
 PUBLISHED_NAMES = {
     "backbone.model.": "backbone.",

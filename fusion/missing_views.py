@@ -33,9 +33,9 @@ from fusion.config import FusionConfig
 from fusion.evaluation import average_logits, evaluation_passes, gate_normal
 from fusion.grouping import GroupSet, cached_manifest, make_groups, single_images
 from fusion.inference import predict_groups
-from fusion.model import FusionModel
 from fusion.pooled_mlp import FOLDER as MLP_FOLDER
 from fusion.pooled_mlp import PooledMLP, load_mlp, predict_mlp
+from fusion.published import build_model
 from fusion.results import in_row_order
 from fusion.scoring import interval
 from fusion.stage_one import stage_one_logits
@@ -179,7 +179,7 @@ def load_model(
     check_folder(folder)
     if tuple(load_json(folder / "classes.json")["classes"]) != manifest.classes:
         raise InputError(f"{folder / 'classes.json'}: its classes are not those of manifest.csv")
-    model = FusionModel(config.model, cache.identity.map_shape, len(manifest.classes))
+    model = build_model(config.model, cache.identity.map_shape, len(manifest.classes))
     load_weights(model, load_tensors(folder / "model.safetensors"), str(folder))
     return model.to(accelerator.device).eval()
 

@@ -40,12 +40,15 @@ class Finding:
     hits: dict[str, bool]
 
 
-def play(run_dir: Path, name: str = "fusion", num_studies: int = 0, replicates: int = 1000) -> dict[str, Any]:
-    """Point at all visible findings of a phantom run's test images.
+def play(
+    run_dir: Path, name: str = "fusion", split: str = "test", num_studies: int = 0, replicates: int = 1000
+) -> dict[str, Any]:
+    """Point at all visible findings of a phantom run's images.
 
     Args:
         name: Stage two's folder in the run.
-        num_studies: Test groups, evenly spaced; 0: all.
+        split: "test" to report, "val" to choose between methods.
+        num_studies: Groups of the split, evenly spaced; 0: all.
 
     Returns:
         Per class and for the mean over classes: findings, chance, and each method's hit rate and gain over chance with
@@ -56,7 +59,7 @@ def play(run_dir: Path, name: str = "fusion", num_studies: int = 0, replicates: 
     """
     trained, log = load_trained(run_dir, name), Log(run_dir, speaks=True)
     pictures = read_pictures(run_dir / "phantom")
-    part, groups = trained.groups_of_split("test")
+    part, groups = trained.groups_of_split(split)
     head = load_head(run_dir, trained.cache)
     numbers = np.unique(np.linspace(0, len(groups) - 1, num_studies or len(groups)).round().astype(int))
     found: list[Finding] = []

@@ -21,9 +21,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from extract.heads.ml_decoder import MLDecoder
-from fusion.model import ModelConfig, StridedProjection
+from fusion.model import FusionModel, ModelConfig, StridedProjection
 
 MAX_VIEWS = 4
+
+
+def build_model(config: ModelConfig, map_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The module that a configuration asks for: ours, or this one."""
+    return (PublishedFusion if config.kind == "published" else FusionModel)(config, map_shape, num_classes)
 
 
 class PublishedFusion(nn.Module):

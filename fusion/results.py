@@ -26,7 +26,7 @@ from fusion.ceilings import fusion_ceiling, perception_ceiling, read_visibility
 from fusion.config import FusionConfig
 from fusion.evaluation import gate_logits, gate_normal
 from fusion.grouping import GroupSet
-from fusion.scoring import Scores, group_map, score, table_lines
+from fusion.scoring import Scores, group_map, keep_scores, score, table_lines
 from fusion.stage_one import stage_one_logits
 
 Logits = dict[str, np.ndarray]
@@ -78,7 +78,9 @@ def write_results(
         scores["frozen"] = gate(sigmoid(logits["frozen"]["test"]))
     scores["fusion"] = sigmoid(fused["test"])
     rules = add_ceilings(config, manifest, sets, images[source], scores)
-    report = score(config, manifest, sets["test"], scores, gate(sigmoid(images[source]["test"])), best)
+    single = gate(sigmoid(images[source]["test"]))
+    keep_scores(out_dir / "scores_test.npz", sets["test"], scores, single)
+    report = score(config, manifest, sets["test"], scores, single, best)
     report |= {"baseline_head": source, "best_baseline_on_validation": best, "fusion_ceiling_rules": rules}
     report["evaluation"] = asdict(config.evaluation)
     atomic_write(out_dir / "metrics.json", json.dumps(report, indent=1))

@@ -3,13 +3,16 @@
 G groups, N images, C classes.
 """
 
+import io
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from data.bootstrap import BootstrapResult, Interval, patient_bootstrap, ratio_interval
+from data.files import atomic_write
 from data.manifest import Manifest
 from data.metrics import mean_defined, per_class, summary
 from extract.engine import groups_of
@@ -24,6 +27,29 @@ Scores = dict[str, np.ndarray]
 def group_map(probabilities: Float[np.ndarray, "G C"], groups: GroupSet) -> float:
     """Macro mAP over groups."""
     return mean_defined(per_class(probabilities, groups.labels).ap)
+
+
+def keep_scores(path: Path, groups: GroupSet, scores: Scores, single: Float[np.ndarray, "N C"]) -> None:
+    """Write ``scores_test.npz``: what every method of the table says, for whoever compares them further.
+
+    Arrays: "groups/<method>" (G, C); "images/single" (N, C), each image's own prediction, group by group; "labels" (G,
+    C), NaN where unknown; "group_id", "patient_id", "num_views" (G).
+
+    Args:
+        single: In manifest order.
+    """
+    arrays: dict[str, np.ndarray] = {f"groups/{name}": values for name, values in scores.items()}
+    arrays |= {"images/single": single[np.concatenate(groups.rows)], "labels": groups.labels}
+    arrays |= {"group_id": np.array(groups.ids, str), "patient_id": np.array(groups.patient_ids, str)}
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays, num_views=groups.num_views)
+    atomic_write(path, content.getvalue())
+
+
+def load_scores(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that `keep_scores` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def score(

@@ -44,9 +44,8 @@ from fusion.grouping import (
     training_views,
 )
 from fusion.inference import forward, predict_finally, predict_groups
-from fusion.model import FusionModel
 from fusion.pooled_mlp import mlp_logits
-from fusion.published import PublishedFusion
+from fusion.published import build_model
 from fusion.results import say_next, write_results
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
@@ -180,8 +179,7 @@ def train_and_predict(
 def build_state(config: FusionConfig, cache: FeatureCache, num_classes: int, accelerator: Accelerator) -> TrainingState:
     """Model, optimizer and average at their seeded start."""
     torch.manual_seed(derive_seed("weights", config.seed) % 2**32)
-    kind = PublishedFusion if config.model.kind == "published" else FusionModel
-    model = kind(config.model, cache.identity.map_shape, num_classes).to(accelerator.device)
+    model = build_model(config.model, cache.identity.map_shape, num_classes).to(accelerator.device)
     return make_state(model, config, accelerator)
 
 

@@ -135,19 +135,20 @@ def _rounded(interval: Any) -> list[float]:
 
 def table_lines(table: dict[str, Any], against: str) -> list[str]:
     """The table as people read it."""
-    lines = [f"{'method':<24}{'mAP':>24}   {'minus ' + against:<28}by seed"]
+    wide = 2 + max(map(len, (*table, "method")))
+    lines = [f"{'method':<{wide}}{'mAP':>24}   {'minus ' + against:<28}by seed"]
     for method, row in table.items():
         difference = row["minus_" + against]
         shown = "" if difference is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference)
         mean = "{:.4f} [{:.4f}, {:.4f}]".format(*row["mAP"])
-        lines.append(f"{method:<24}{mean:>24}   {shown:<28}{' '.join(f'{value:+.4f}' for value in row['by_seed'])}")
+        lines.append(f"{method:<{wide}}{mean:>24}   {shown:<28}{' '.join(f'{value:+.4f}' for value in row['by_seed'])}")
     if not all(name in row for row in table.values() for name in GROUPS):
         return lines
-    lines += ["", f"{'method':<24}" + "".join(f"{name + ' mAP':>12}   {'minus ' + against:<28}" for name in GROUPS)]
+    lines += ["", f"{'method':<{wide}}" + "".join(f"{name + ' mAP':>12}   {'minus ' + against:<28}" for name in GROUPS)]
     for method, row in table.items():
         cells = [(row[name]["mAP"][0], row[name]["minus_" + against]) for name in GROUPS]
         texts = [(f"{mean:.4f}", "" if d is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*d)) for mean, d in cells]
-        lines.append(f"{method:<24}" + "".join(f"{mean:>12}   {shown:<28}" for mean, shown in texts))
+        lines.append(f"{method:<{wide}}" + "".join(f"{mean:>12}   {shown:<28}" for mean, shown in texts))
     return lines
 
 

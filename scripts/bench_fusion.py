@@ -127,7 +127,7 @@ def main() -> None:
     """Measure and report."""
     options = _bench.parse_options(__doc__)
     torch.set_num_threads(1)
-    size, num_groups, num_batches = (16, 4, 3) if options.quick else (SIZE, 16, 7)
+    size, num_groups, num_batches = (16, 4, 3) if options.quick else (SIZE, 16, 5)
     figures, differences, num_views = measure(size, num_groups, num_batches)
 
     def ratio(what: str, first: str, second: str) -> float:

@@ -18,7 +18,7 @@ import _root  # noqa: F401
 import numpy as np
 from _experiment import check_cell, command, compare, keep, table_lines
 
-from data.labels import CXR_LT_2023_GROUPS
+from data.label_spaces import CXR_LT_2023_GROUPS
 from data.manifest import Manifest, read_manifest, write_manifest
 from data.order import derive_seed
 

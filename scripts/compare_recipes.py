@@ -87,7 +87,8 @@ def train(options: argparse.Namespace, folder: Path, recipe: str, seed: int, aga
     for number, phase in enumerate(phases):
         last = number == len(phases) - 1
         here = run_dir if last else run_dir.with_name(f"{run_dir.name}_phase_{number + 1}")
-        link_run(source(options, folder, seed), here, ["manifest.csv", "manifest.json"])
+        parts = ["manifest.csv", "manifest.json", *(["phantom"] if options.data == "phantom" else [])]
+        link_run(source(options, folder, seed), here, parts)
         layers = ["--config", f"extract/configs/{phase}.yaml", "--config", "extract/configs/small.yaml"]
         frozen = ["--freeze_backbone_epochs", 1 if former else 0]  # phase one starts from random weights here
         words = ["--run_dir", here, "--seed", seed, "--epochs", options.epochs // len(phases), *frozen, *former]

@@ -10,9 +10,10 @@ import pytest
 
 from data.errors import InputError
 from data.groups import group_images
-from data.labels import CXR_LT_2023_CLASSES
+from data.label_spaces import CXR_LT_2023_CLASSES
 from data.sources.cxr_lt_2023 import read
 from data.tables import write_table
+from tests.make_mimic import CLASSES_2023
 
 METADATA = ["dicom_id", "subject_id", "study_id", "ViewPosition", "ViewCodeSequence_CodeMeaning", "path"]
 
@@ -73,9 +74,12 @@ def test_column_order_prefixes_file_names_and_folder_forms_do_not_matter(tmp_pat
 
 
 def test_leading_zeros_and_odd_ids_stay(tmp_path, parts):
-    parts["train"]["dicom_id"] = "00" + parts["train"]["dicom_id"]
-    parts["train"]["subject_id"] = "0" + parts["train"]["subject_id"]
-    parts["train"]["study_id"] = parts["train"]["study_id"].str.replace("50000000", "study-s7")
+    train = parts["train"]
+    train["dicom_id"] = "00" + train["dicom_id"]
+    train["subject_id"] = "0" + train["subject_id"]
+    train["study_id"] = train["study_id"].str.replace("50000000", "study-s7")
+    folders = "files/p" + train["subject_id"].str[:2] + "/p" + train["subject_id"] + "/s" + train["study_id"]
+    train["path"] = folders + "/" + train["dicom_id"] + ".jpg"
     images = read(**write(tmp_path, parts)).images
     assert images["image_id"][0] == "0000000000-00000000-PA"
     assert images["patient_id"][0] == "010000000"
@@ -95,7 +99,7 @@ def test_a_blank_view_position_falls_back_to_the_code_meaning(tmp_path, parts):
 
 def test_an_unknown_view_position_is_named(tmp_path, parts):
     parts["test"].loc[3, "ViewPosition"] = "FRONT"
-    with pytest.raises(InputError, match=r"test\.csv, column 'ViewPosition': unknown ViewPosition 'FRONT'"):
+    with pytest.raises(InputError, match=r"test\.csv, row 5, column 'ViewPosition': unknown ViewPosition 'FRONT'"):
         read(**write(tmp_path, parts))
 
 
@@ -126,10 +130,11 @@ def test_a_test_table_without_labels_is_unknown(tmp_path, parts):
     assert not np.isnan(manifest.of_split("train").labels).any()
 
 
-def test_blank_labels_are_unknown(tmp_path, parts):
+def test_blank_labels_are_unknown_and_told(tmp_path, parts, caplog):
     parts["train"].loc[[0, 1], "Hernia"] = ""
     manifest = read(**write(tmp_path, parts))
     assert np.argwhere(np.isnan(manifest.labels)).tolist() == [[0, 9], [1, 9]]
+    assert "train.csv: 2 labels are blank, in the release none" in caplog.text
 
 
 def test_patients_on_two_sides_are_refused_or_dropped_from_train_then_val(tmp_path, parts, caplog):
@@ -187,6 +192,7 @@ def test_faults_of_rows_are_named(tmp_path, parts):
         ("Hernia", "1", r"1 studies .* study_id 50000001 in 'Hernia' \(0 and 1\)"),
         ("path", "../x.jpg", r"train\.csv, row 4: path '\.\./x\.jpg'"),
         ("path", "/x.jpg", r"train\.csv, row 4: path"),
+        ("path", good["path"][0], r"train\.csv, row 4, column 'path': .* expected 'files/p10/p10000000/s50000001/0000"),
         ("dicom_id", good["dicom_id"][0], r"train\.csv, row 4: image_id .* occurs twice"),
         ("study_id", "50000010", "study_id 50000010 belongs to more than one patient"),
     ):
@@ -201,3 +207,37 @@ def test_studies_are_groups(tmp_path, parts):
     assert len(groups.ids) == 84
     assert {len(found) for found in groups.rows} == {2}
     assert groups.conflicts == 0
+
+
+def test_the_documented_rows_become_the_rows_written_by_hand(tmp_path):
+    """With and without `files/`, with and without `s`, blank and odd views, a byte order mark, CRLF."""
+    head = "dicom_id,subject_id,study_id,ViewPosition,ViewCodeSequence_CodeMeaning,path"
+    ids = [f"{n:08x}-11112222-33334444-55556666-77778888" for n in range(5)]
+    normal, fused = (
+        "0,0,0,0,0,0,0,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0,0,0",
+        "1,0,1,0,0,0,0,0,0,0,0,0,1,0,0,0,1" + ",0" * 9,
+    )
+    tables = {
+        "train": [
+            f"{ids[0]},10999991,59999991,PA,postero-anterior,files/p10/p10999991/s59999991/{ids[0]}.jpg,{normal}",
+            f"{ids[1]},10999991,59999991,LATERAL,lateral,p10/p10999991/s59999991/{ids[1]}.jpg,{normal}",
+        ],
+        "development": [f"{ids[2]},10999992,59999992,,,files/p10/p10999992/s59999992/{ids[2]}.jpg,{fused}"],
+        "test": [
+            f"{ids[3]},19999993,s59999993,AP AXIAL,,files/p19/p19999993/s59999993/{ids[3]}.jpg,{fused}",
+            f"{ids[4]},19999993,s59999993,,left lateral,files/p19/p19999993/s59999993/{ids[4]}.jpg,{fused}",
+        ],
+    }
+    (tmp_path / "files").mkdir()
+    (tmp_path / "cxr-lt-2023").mkdir()
+    for name, lines in tables.items():
+        text = "\r\n".join([f"{head},{CLASSES_2023}", *lines]) + "\r\n"
+        (tmp_path / "cxr-lt-2023" / f"{name}.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read(tmp_path, tmp_path).to_bytes().decode().splitlines() == [
+        f"image_id,study_id,patient_id,view,path,split,source,{CLASSES_2023}",
+        f"{ids[0]},59999991,10999991,PA,files/p10/p10999991/s59999991/{ids[0]}.jpg,train,cxr_lt_2023,{normal}",
+        f"{ids[1]},59999991,10999991,LATERAL,files/p10/p10999991/s59999991/{ids[1]}.jpg,train,cxr_lt_2023,{normal}",
+        f"{ids[2]},59999992,10999992,UNKNOWN,files/p10/p10999992/s59999992/{ids[2]}.jpg,val,cxr_lt_2023,{fused}",
+        f"{ids[3]},59999993,19999993,OTHER,files/p19/p19999993/s59999993/{ids[3]}.jpg,test,cxr_lt_2023,{fused}",
+        f"{ids[4]},59999993,19999993,LATERAL,files/p19/p19999993/s59999993/{ids[4]}.jpg,test,cxr_lt_2023,{fused}",
+    ]

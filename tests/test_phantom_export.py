@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.errors import InputError
 from data.images import read_image
-from data.labels import CXR_LT_2023_CLASSES
+from data.label_spaces import CXR_LT_2023_CLASSES
 from data.phantom.cohort import CLASSES
 from data.sources import cxr_lt_2023, table
 from data.sources.phantom import phantom_is_complete, write_phantom, write_unknowns_table

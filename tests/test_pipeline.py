@@ -20,9 +20,12 @@ from data.cache_convert import convert
 from data.cache_verify import verify
 from data.errors import InputError
 from data.manifest import read_manifest
+from data.metrics import mean_defined, per_class
 from data.predictions import read_predictions
+from extract.checkpoint import load_json
 from fusion.config import GroupingConfig
 from fusion.grouping import cached_manifest, make_groups
+from fusion.scoring import load_scores
 from fusion.stage_one import stage_one_logits
 from tests.make_data import CLASSES, make_run
 
@@ -97,7 +100,8 @@ def test_the_run_folder_holds_what_it_should(finished):
         assert {f"{stage}/best/{name}" for name in model_folder} <= names
         assert {f"{stage}/last/{name}" for name in ("optimizer.safetensors", "state.json", "digests.json")} <= names
     wanted = "manifest.csv manifest.json rejected.csv environment.json log.txt stage_one/batch_0.jpg cache/cache.json"
-    wanted += " cache/index.npz cache/000000.tar fusion/metrics.json fusion/predictions_test.csv fusion/logits_val.csv"
+    wanted += " cache/index.npz cache/000000.tar fusion/metrics.json fusion/scores_test.npz fusion/logits_val.csv"
+    wanted += " fusion/predictions_test.csv"
     wanted += " fusion/submission.csv fusion/submission.zip"
     assert set(wanted.split()) <= names
     assert not [name for name in names if "tmp" in name or name.endswith((".pkl", ".pt", ".pth", ".bin"))]
@@ -113,6 +117,21 @@ def test_every_image_of_a_split_is_predicted_once_and_alike_within_its_study(fin
         np.testing.assert_allclose(1 / (1 + np.exp(-logits.astype(np.float64))), probabilities, atol=1e-6)
         for _, rows in pd.DataFrame(probabilities).groupby(ids["study_id"].to_numpy()):
             assert (rows == rows.iloc[0]).all(axis=None)
+
+
+def test_kept_scores_give_the_tables_numbers_and_the_predictions(finished):
+    run_dir, _ = finished
+    kept, report = load_scores(run_dir / "fusion/scores_test.npz"), load_json(run_dir / "fusion/metrics.json")
+    methods = report["groups"]["methods"]
+    assert {name for name in kept if name.startswith("groups/")} == {f"groups/{method}" for method in methods}
+    for method, row in methods.items():
+        assert mean_defined(per_class(kept[f"groups/{method}"], kept["labels"]).ap) == row["mAP"]
+    own_labels = np.repeat(kept["labels"], kept["num_views"], axis=0)
+    single = mean_defined(per_class(kept["images/single"], own_labels).ap)
+    assert abs(single - report["images"]["methods"]["single"]["mAP"]) < 1e-12
+    ids, probabilities, _ = read_predictions(run_dir / "fusion/predictions_test.csv")
+    group = {name: number for number, name in enumerate(kept["group_id"].tolist())}
+    assert (kept["groups/fusion"][[group[study] for study in ids["study_id"]]] == probabilities).all()
 
 
 def test_the_submission_has_the_templates_rows_and_columns(run_dir, tmp_path):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from data.labels import CXR_LT_2023_CLASSES
+from data.label_spaces import CXR_LT_2023_CLASSES
 from data.manifest import read_manifest
 from data.prepare import main
 from data.tables import write_table
+from tests.make_mimic import cxr_lt_2024_files, mimic_files, write_files
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "prepare.py"
 
@@ -20,12 +21,16 @@ def labels(number: int) -> list[str]:
     return ["1" if c == number % 3 else "0" for c in range(26)]
 
 
+def place(n: int, view: str) -> str:
+    return f"files/p10/p1{n:07d}/s5{n:07d}/{n}{view}.jpg"
+
+
 def write_challenge(folder: Path, patients: dict[str, range]) -> None:
     """CXR-LT 2023 tables of one study with two images per patient, and an empty image tree."""
     (folder / "mimic-cxr-jpg" / "files").mkdir(parents=True)
     for name, numbers in patients.items():
         lines = [
-            [f"{n}{view}", f"1{n:07d}", f"5{n:07d}", view, "", f"files/{n}{view}.jpg", *labels(n)]
+            [f"{n}{view}", f"1{n:07d}", f"5{n:07d}", view, "", place(n, view), *labels(n)]
             for n in numbers
             for view in ("PA", "LATERAL")
         ]  # fmt: skip
@@ -142,7 +147,7 @@ def test_the_phantom_is_written_once_and_read_like_the_real_set(tmp_path, monkey
     assert calls == [{"num_studies": (12, 5, 7), "size": 32, "seed": 0}]
     manifest = read_manifest(tmp_path / "run" / "manifest.csv")
     assert set(manifest.images["source"]) == {"phantom"}
-    assert manifest.image_path(0) == tmp_path / "run" / "phantom" / "mimic-cxr-jpg" / "files" / "0PA.jpg"
+    assert manifest.image_path(0) == tmp_path / "run" / "phantom" / "mimic-cxr-jpg" / place(0, "PA")
     assert "already complete" in capsys.readouterr().out
     for studies in ("12,5", "a,b,c", "1,2,0", ""):
         with pytest.raises(SystemExit):
@@ -171,3 +176,19 @@ def test_a_foreign_package_called_data_is_named(tmp_path, form):
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: the package 'data' comes from {tmp_path}/data")
+
+
+@pytest.mark.parametrize(
+    ("command", "images"),
+    [
+        ("cxr-lt-2024 --task=2 --images={0} --labels={0}", 7),
+        ("mimic-cxr-jpg --images={0} --uncertain=ones --not_mentioned=ignore --test_labels=radiologist", 9),
+        ("mimic-cxr --images={0} --tables={0} --labeler=negbio", 10),
+    ],
+)
+def test_every_source_is_a_command_with_the_options_of_its_reader(tmp_path, capsys, command, images):
+    folder = write_files(tmp_path / "data", mimic_files() | cxr_lt_2024_files())
+    out = tmp_path / "run" / "manifest.csv"
+    main([*command.format(folder).split(), f"--out={out}"])
+    assert len(read_manifest(out)) == images
+    assert "next: accelerate launch" in capsys.readouterr().out

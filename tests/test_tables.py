@@ -126,3 +126,19 @@ def test_written_floats_are_shortest_and_exact(tmp_path):
     assert texts[2] == ""
     back = np.array([float(text or "nan") for text in texts], dtype=np.float32)
     np.testing.assert_array_equal(back, values)
+
+
+def test_other_columns_may_be_left_out_and_columns_may_lack_a_name(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b',a,,b\n0,1,"x\ny",2\n1,3,,4\n')
+    table = read_table(tmp_path / "t.csv", required=("b", "a"), only_required=True, unnamed=True)
+    assert table.to_dict("list") == {"a": ["1", "3"], "b": ["2", "4"]}
+    table = read_table(tmp_path / "t.csv", unnamed=True)
+    assert table.to_dict("list") == {"column 1": ["0", "1"], "a": ["1", "3"], "column 3": ["x\ny", ""], "b": ["2", "4"]}
+    with pytest.raises(InputError, match="row 1: column 1 has no name"):
+        read_table(tmp_path / "t.csv", required=("a",), only_required=True)
+    (tmp_path / "t.csv").write_bytes(b",a,b\n0,1,2\n1,3\n")
+    with pytest.raises(InputError, match="row 3: 2 fields"):
+        read_table(tmp_path / "t.csv", required=("a",), only_required=True, unnamed=True)
+    (tmp_path / "t.csv").write_bytes(b",column 1\n0,1\n")
+    with pytest.raises(InputError, match="column 'column 1' occurs twice"):
+        read_table(tmp_path / "t.csv", unnamed=True)

@@ -1,10 +1,19 @@
-"""MIMIC's spellings of views, and the class groups."""
+"""Spellings and codes of views, and the class groups."""
 
 import pytest
+from pydicom.sr._snomed_dict import mapping as SNOMED
+from pydicom.sr.codedict import codes
 
 from data.errors import InputError
-from data.labels import CXR_LT_2023_CLASSES, CXR_LT_2023_GROUPS, class_groups, frequency_groups
-from data.views import VIEWS, view_of_mimic, view_of_mimic_meaning
+from data.label_spaces import CXR_LT_2023_CLASSES, CXR_LT_2023_GROUPS, class_groups, frequency_groups
+from data.views import (
+    DICOM_VIEW_CODES,
+    DICOM_VIEW_POSITIONS,
+    VIEWS,
+    view_of_mimic,
+    view_of_mimic_meaning,
+    view_of_padchest,
+)
 
 # Every value of MIMIC-CXR 2.0.0 with the number of its images; they sum to all images.
 COUNTS = {
@@ -31,6 +40,30 @@ def test_case_and_spaces_of_a_view_do_not_matter_but_spellings_do():
 def test_code_meanings():
     meanings = ["postero-anterior", "antero-posterior", "Lateral", "left lateral", "", "left anterior oblique"]
     assert [view_of_mimic_meaning(text) for text in meanings] == ["PA", "AP", "LATERAL", "LATERAL", "UNKNOWN", "OTHER"]
+
+
+def test_every_projection_of_padchest_is_known_and_no_other():
+    projections = ["PA", "AP", "AP_horizontal", "L", "COSTAL", "EXCLUDE", "UNK"]
+    views = ["PA", "AP", "AP", "LATERAL", "OTHER", "OTHER", "UNKNOWN"]
+    assert [view_of_padchest(text) for text in projections] == views
+    for text in ("", "LL", "pa"):
+        with pytest.raises(InputError, match="unknown Projection"):
+            view_of_padchest(text)
+
+
+def test_the_view_codes_of_dicom_mean_what_pydicom_says():
+    table = {code.value: code.meaning for code in (getattr(codes.cid4010, name) for name in codes.cid4010.dir())}
+    older = {modern: old for old, modern in SNOMED["SRT"].items()}
+    for code, view in DICOM_VIEW_CODES.items():
+        if code not in table:
+            assert code in {older.get(modern) for modern in table} | {"R-10214"}, code  # an older postero-anterior
+            continue
+        exact = {"postero-anterior": "PA", "antero-posterior": "AP", "lateral": "LATERAL"}
+        expected = exact.get(table[code].removeprefix("left ").removeprefix("right "), "OTHER")
+        assert view == expected, table[code]
+        assert DICOM_VIEW_CODES[older[code]] == view
+    assert "399033003" not in DICOM_VIEW_CODES  # frontal
+    assert set(DICOM_VIEW_CODES.values()) | set(DICOM_VIEW_POSITIONS.values()) <= set(VIEWS)
 
 
 def test_the_26_classes_are_alphabetical_in_groups_of_8_10_and_8():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.labels import CXR_LT_2023_CLASSES
+from data.label_spaces import CXR_LT_2023_CLASSES
 from data.phantom.ceiling import study_posteriors
 from data.phantom.cohort import CLASSES, SPLITS, Study, sample_cohort
 from data.phantom.constants import BLANK_VIEW, DEVICES, LATERAL_AS_LL, View

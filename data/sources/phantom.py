@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from data.files import atomic_write, sha256_file
-from data.labels import CXR_LT_2023_CLASSES
+from data.label_spaces import CXR_LT_2023_CLASSES
 from data.phantom.cohort import CLASSES, SPLITS
 from data.phantom.constants import PHANTOM_VERSION, VISIBILITY
 from data.phantom.listing import Picture, ceiling_row, cohort_pictures, label_row, metadata_row, truth_row

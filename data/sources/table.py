@@ -6,6 +6,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -83,9 +84,9 @@ def read(
     rows = pd.DataFrame(columns, dtype="str")[list(MANIFEST_COLUMNS)]
     manifest = Manifest(rows, parse_labels(frame, names, where), names, images)
     check_manifest(manifest, where)
-    manifest = _agree_within_studies(_frequent_classes(manifest, min_positives, where), study_labels)
+    manifest = agree_within_studies(frequent_classes(manifest, min_positives, where), study_labels)
     if split is None:
-        manifest = _split(manifest, val_fraction, test_fraction, seed)
+        manifest = split_by_patient(manifest, val_fraction, test_fraction, seed)
     return manifest
 
 
@@ -117,7 +118,12 @@ def _views(column: pd.Series, view_map: Mapping[str, str], where: str) -> pd.Ser
     return column.map(known)
 
 
-def _frequent_classes(manifest: Manifest, min_positives: int, where: str) -> Manifest:
+def frequent_classes(manifest: Manifest, min_positives: int, where: str) -> Manifest:
+    """Without the classes that fewer than `min_positives` images have.
+
+    Raises:
+        InputError: No class is left.
+    """
     positives = (manifest.labels == 1).sum(axis=0)
     keep = positives >= min_positives
     dropped = [f"{name} ({n})" for name, n, kept in zip(manifest.classes, positives, keep, strict=True) if not kept]
@@ -127,21 +133,26 @@ def _frequent_classes(manifest: Manifest, min_positives: int, where: str) -> Man
     if not keep.any():
         raise InputError(f"{where}: no class has {min_positives} positives, the most is {positives.max()}")
     classes = tuple(name for name, kept in zip(manifest.classes, keep, strict=True) if kept)
-    return Manifest(manifest.images, manifest.labels[:, keep], classes, manifest.root)
+    return replace(manifest, labels=manifest.labels[:, keep], classes=classes)
 
 
-def _agree_within_studies(manifest: Manifest, study_labels: Literal["same", "any"]) -> Manifest:
+def agree_within_studies(manifest: Manifest, study_labels: Literal["same", "any"]) -> Manifest:
+    """With the same labels for all images of a study: refused where they differ, or the largest known one ("any").
+
+    Raises:
+        InputError: "same", and a study has images with different labels.
+    """
     groups = group_images(manifest, "study", study_labels)
     if study_labels == "same":
         return manifest
     log.warning("%d pairs of study and class had images that disagree; the largest label was taken", groups.conflicts)
     labels = np.empty_like(manifest.labels)
     labels[np.concatenate(groups.rows)] = np.repeat(groups.labels, [len(rows) for rows in groups.rows], axis=0)
-    return Manifest(manifest.images, labels, manifest.classes, manifest.root)
+    return replace(manifest, labels=labels)
 
 
-def _split(manifest: Manifest, val_fraction: float, test_fraction: float, seed: int) -> Manifest:
+def split_by_patient(manifest: Manifest, val_fraction: float, test_fraction: float, seed: int) -> Manifest:
+    """With a split made by patient instead of the one it has."""
     fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
     splits = split_patients(manifest.images["patient_id"].tolist(), manifest.labels, fractions, seed)
-    images = manifest.images.assign(split=pd.array(splits.tolist(), dtype="str"))
-    return Manifest(images, manifest.labels, manifest.classes, manifest.root)
+    return replace(manifest, images=manifest.images.assign(split=pd.array(splits.tolist(), dtype="str")))
