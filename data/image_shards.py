@@ -98,12 +98,12 @@ def read_prepared(folder: Path) -> PreparedImages:
 
 
 def refuse_unfit(root: Path, paths: Iterable[str], size: int, resize: str) -> None:
-    """Refuse to make network inputs from images that were prepared smaller, or in other proportions.
+    """Refuse to make network inputs, or other prepared images, of those prepared smaller or in other proportions.
 
     Args:
         root: Folder that the paths are relative to.
         paths: As in a manifest; ordinary files are not looked at.
-        size: Of the network input, and `resize` likewise.
+        size: `Preprocessing.size` of what is to be made, and `resize` likewise.
 
     Raises:
         InputError: names the folder and both values.
@@ -112,11 +112,11 @@ def refuse_unfit(root: Path, paths: Iterable[str], size: int, resize: str) -> No
         prepared = read_prepared(root / folder)
         if size > prepared.size:
             raise InputError(
-                f"{root / folder}: these images were prepared at {prepared.size} pixels, image.size is {size}; prepare"
-                f" them again with --size {size} and another --out, or lower image.size"
+                f"{root / folder}: these images were prepared at {prepared.size} pixels, size {size} is wanted; prepare"
+                f" the originals with --size {size} and another --out, or lower image.size"
             )
         if resize != prepared.resize:
             raise InputError(
-                f"{root / folder}: these images were prepared with resize {prepared.resize}, image.resize is {resize};"
-                f" prepare them again with --resize {resize} and another --out, or change image.resize"
+                f"{root / folder}: these images were prepared with resize {prepared.resize}, {resize} is wanted;"
+                f" prepare the originals with --resize {resize} and another --out, or change image.resize"
             )

@@ -13,7 +13,7 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import simplejpeg
@@ -23,7 +23,7 @@ from PIL import Image
 from data import png
 from data.errors import InputError
 from data.image_shards import REMAKE, find_member
-from data.jpeg import PROGRESSIVE, read_outline
+from data.jpeg import PROGRESSIVE, JpegOutline, read_outline
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_PIXELS = 64 * 10**6  # the largest detectors have 4300 x 3500 = 15 million
@@ -60,6 +60,15 @@ class ImageError(InputError):
         self.reason = reason or message
 
 
+class Scaled(NamedTuple):
+    """A picture as a decoder gave it, and how much of it that is."""
+
+    image: Float[np.ndarray, "H W"]
+    extent: tuple[float, float]
+    """Height and width of the whole picture, measured in pixels of `image`: a scaled JPEG's last row and column may
+    reach beyond its edge."""
+
+
 def read_image(path: Path, at_least: int | None = None) -> Float[np.ndarray, "H W"]:
     """Read a file and decode it; see `decode_image`.
 
@@ -67,6 +76,11 @@ def read_image(path: Path, at_least: int | None = None) -> Float[np.ndarray, "H 
         ImageError: missing, not a regular file, too large, or anything `decode_image` refuses.
     """
     return decode_image(read_bytes(path), str(path), at_least)
+
+
+def read_scaled(path: Path, at_least: int) -> Scaled:
+    """Read a file and decode it, as `read_image`; see `decode_scaled`."""
+    return decode_scaled(read_bytes(path), str(path), at_least)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -121,10 +135,16 @@ def decode_image(data: bytes, name: str, at_least: int | None = None) -> Float[n
     Raises:
         ImageError: not one of the three formats, damaged or cut short, too large to be an X-ray, or blank.
     """
+    return decode_scaled(data, name, at_least).image
+
+
+def decode_scaled(data: bytes, name: str, at_least: int | None) -> Scaled:
+    """As `decode_image`, with the picture's extent for `Preprocessing.resized`."""
+    extent = None
     if data.startswith(png.SIGNATURE):
         image = _decode_png(data, name)
     elif data.startswith(JPEG_SIGNATURE):
-        image = _decode_jpeg(data, name, at_least)
+        image, extent = _decode_jpeg(data, name, at_least)
     elif looks_like_dicom(data):
         from data.dicom import decode_dicom  # pydicom takes 0.3 s to import, and most data sets hold none
 
@@ -133,7 +153,7 @@ def decode_image(data: bytes, name: str, at_least: int | None = None) -> Float[n
         refuse(name, f"is {_other_format(data)}; wanted JPEG, PNG or DICOM")
     if not np.ptp(image[::64]) and not np.ptp(image):  # nearly always a few rows are enough to tell
         refuse(name, "is blank: all pixels are equal")
-    return image
+    return Scaled(image, extent or (float(image.shape[0]), float(image.shape[1])))
 
 
 def verify_image(data: bytes, name: str) -> tuple[int, int]:
@@ -210,18 +230,18 @@ def _plain_pixels(image: Image.Image) -> UInt[np.ndarray, "H W *channels"]:
     return np.asarray(image)
 
 
-def _decode_jpeg(data: bytes, name: str, at_least: int | None) -> Float[np.ndarray, "H W"]:
+def _decode_jpeg(data: bytes, name: str, at_least: int | None) -> Scaled:
     """8-bit JPEG, baseline or progressive, grey or colour (of which Y is taken)."""
-    _check_jpeg(data, name)
+    outline = _check_jpeg(data, name)
     side = at_least or 0
     try:
-        pixels = simplejpeg.decode_jpeg(data, "GRAY", min_height=side, min_width=side, strict=True)
-        return to_unit_range(pixels[..., 0])
+        pixels = simplejpeg.decode_jpeg(data, "GRAY", min_height=side, min_width=side, strict=True)[..., 0]
+        return Scaled(to_unit_range(pixels), outline.extent(*pixels.shape))
     except ValueError:  # libjpeg-turbo's errors, and with strict its warnings
         refuse(name, "is a damaged or cut JPEG")
 
 
-def _check_jpeg(data: bytes, name: str) -> None:
+def _check_jpeg(data: bytes, name: str) -> JpegOutline:
     """Refuse what libjpeg would spend minutes on, decode by half without a word, or cannot decode."""
     outline = read_outline(data)
     if outline is None:
@@ -235,6 +255,7 @@ def _check_jpeg(data: bytes, name: str) -> None:
         refuse(name, f"is a JPEG of {outline.num_components} components; wanted grey (1) or colour (3)")
     if outline.process in PROGRESSIVE and not outline.refined:
         refuse(name, "is a cut progressive JPEG: its last scans are missing")
+    return outline
 
 
 def _other_format(data: bytes) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data.images import read_image
+from data.images import read_scaled
 from data.manifest import Manifest
 from data.runs import read_metrics
 from data.transforms import Preprocessing
@@ -70,5 +70,5 @@ def plot_contact_sheet(manifest: Manifest, size: int, resize: Literal["stretch",
     """Draw up to 16 images of a manifest, evenly spaced, as a network of this input size sees them."""
     rows = np.unique(np.linspace(0, len(manifest) - 1, min(16, len(manifest))).astype(int))
     preprocessing = Preprocessing(size=size, resize=resize)
-    pixels = [preprocessing.resized(read_image(manifest.image_path(int(row)), at_least=size)) for row in rows]
+    pixels = [preprocessing.resized(*read_scaled(manifest.image_path(int(row)), size)) for row in rows]
     plot_batch(torch.stack(pixels), manifest.select(rows), path)

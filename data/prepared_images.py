@@ -8,7 +8,7 @@ the same bytes. The format, and what stage one sees of it, is in docs/prepared_i
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,11 +17,11 @@ import pandas as pd
 
 from data.errors import InputError
 from data.files import atomic_write
-from data.image_shards import RECORD, Form, PreparedImages, read_prepared
+from data.image_shards import RECORD, Form, PreparedImages, read_prepared, refuse_unfit
+from data.known_bad import name_known
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
-from data.scan import ScanResult, check_share
-from data.tables import write_table
+from data.scan import ScanResult, check_share, write_rejected
 
 if TYPE_CHECKING:  # torch takes seconds to load, and the other sources need none of it
     from data.prepared_shards import Shard, ShardRecord
@@ -59,6 +59,7 @@ def prepare(
     source = read_manifest(manifest)
     if folder.resolve().parent == manifest.resolve().parent:
         raise InputError(f"--out: {folder.parent} is the folder of the originals' own manifest; choose another one")
+    refuse_unfit(source.root, source.images["path"], size, resize)
     prepared = make_identity(size, resize, form)
     with locked(folder):
         claim(folder, prepared)
@@ -109,7 +110,11 @@ def finish(
     prepared: PreparedImages,
     max_rejected: float,
 ) -> Manifest:
-    """Write rejected.csv and the contact sheet, and make the manifest: the source's rows in the source's order."""
+    """Write rejected.csv and the contact sheet, and make the manifest: the source's rows in the source's order.
+
+    Both lie beside the manifest, where `prepare.py` and stage one write what they leave out; what the source had left
+    out already comes first.
+    """
     from data.plots import plot_contact_sheet
 
     members, reasons = [""] * len(source), [""] * len(source)
@@ -117,31 +122,24 @@ def finish(
         for row, member, reason in zip(shard.rows, record.members, record.reasons, strict=True):
             members[row], reasons[row] = member, reason
     paths = source.images["path"].tolist()
-    rejected = [(path, reason) for path, reason in zip(paths, reasons, strict=True) if reason]
-    table = folder / "rejected.csv"
-    write_table(table, pd.DataFrame(rejected, columns=["path", "reason"], dtype="str"))
+    rejected = [(path, name_known(path, reason)) for path, reason in zip(paths, reasons, strict=True) if reason]
+    write_rejected(folder.parent, [*source.rejected, *rejected])
     readable = np.array([not reason for reason in reasons])
-    check_share(ScanResult(readable, members, rejected), max_rejected, table)
+    check_share(ScanResult(readable, members, rejected), max_rejected, folder.parent / "rejected.csv")
     if not readable.any():
-        raise InputError(f"{table}: no image can be read")
+        raise InputError(f"{folder.parent / 'rejected.csv'}: no image can be read")
     named = source.images.assign(path=pd.array([f"{folder.name}/{member}" for member in members], dtype="str"))
     whole = Manifest(named[source.images.columns], source.labels, source.classes, folder.parent)
-    manifest = whole.select(np.flatnonzero(readable))
-    plot_contact_sheet(manifest, prepared.size, prepared.resize, folder / "contact_sheet.jpg")
-    account(folder, rejected, records, prepared)
+    manifest = replace(whole.select(readable), rejected=(*source.rejected, *rejected))
+    plot_contact_sheet(manifest, prepared.size, prepared.resize, folder.parent / "contact_sheet.jpg")
+    account(folder, len(manifest), records)
     return manifest
 
 
-def account(
-    folder: Path, rejected: list[tuple[str, str]], records: "Sequence[ShardRecord]", prepared: PreparedImages
-) -> None:
+def account(folder: Path, num_images: int, records: "Sequence[ShardRecord]") -> None:
     """Say what was made, and what to look at."""
     nbytes, narrow = sum(record.nbytes for record in records), sum(record.narrow for record in records)
-    num_kept = sum(bool(member) for record in records for member in record.members)
-    print(f"{folder}: {num_kept} images in {len(records)} shards, {nbytes / 1e9:.2f} GB; look at contact_sheet.jpg")
-    if rejected:
-        print(f"{len(rejected)} images cannot be read and are left out: {folder / 'rejected.csv'}")
+    print(f"{folder}: {num_images} images in {len(records)} shard{'s' * (len(records) > 1)}, {nbytes / 1e9:.2f} GB")
+    print(f"look at {folder.parent / 'contact_sheet.jpg'}")
     if narrow:
-        print(
-            f"note: 8 bits leave fewer than 64 grey levels to {narrow} images; with --form png16 their levels are kept"
-        )
+        print(f"note: 8 bits leave {narrow} images fewer than 64 grey levels; --form png16 keeps them")

@@ -126,27 +126,30 @@ def make_shards(
         print(f"{folder}: {len(records)} of {len(shards)} shards are there already")
     if rows:
         originals = Originals(source.root, source.images["path"].tolist(), prepared)
-        with tqdm(
-            desc="preparing images",
-            unit="image",
-            total=len(source),
-            initial=len(source) - len(rows),
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        ) as bar:
-            outcomes = _counted(reencode(originals, rows, min(workers, len(rows))), bar)
-            for shard in missing:
-                ids = source.images[IDS].iloc[shard.rows].to_dict("records")
-                records[shard.name] = write_shard(folder, shard, ids, outcomes)
-                if shard is missing[0] and len(missing) > 1:
-                    whole = records[shard.name].nbytes / len(shard.rows) * len(source)
-                    bar.write(f"{folder}: about {whole / 1e9:.2f} GB when all is done, judged by {shard.name}.tar")
+        outcomes = _counted(reencode(originals, rows, min(workers, len(rows))), len(source), len(rows))
+        for shard in missing:
+            ids = source.images[IDS].iloc[shard.rows].to_dict("records")
+            records[shard.name] = write_shard(folder, shard, ids, outcomes)
+            if shard is missing[0] and len(missing) > 1:
+                whole = records[shard.name].nbytes / len(shard.rows) * len(source)
+                tqdm.write(f"{folder}: about {whole / 1e9:.2f} GB when all is done, judged by {shard.name}.tar")
     return [records[shard.name] for shard in shards]
 
 
-def _counted(outcomes: Iterator[Outcome], bar: tqdm) -> Iterator[Outcome]:
-    for outcome in outcomes:
-        yield outcome
-        bar.update()
+def _counted(outcomes: Iterator[Outcome], num_images: int, num_missing: int) -> Iterator[Outcome]:
+    """Hand outcomes on and show progress: on anything but a terminal, a line every ten seconds."""
+    with tqdm(
+        desc="preparing images",
+        unit="image",
+        total=num_images,
+        initial=num_images - num_missing,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+    ) as bar:
+        for number, outcome in enumerate(outcomes, start=1):
+            bar.update()
+            if number == num_missing:  # nobody asks for more
+                bar.close()
+            yield outcome
 
 
 def write_shard(folder: Path, shard: Shard, ids: Sequence[dict[str, str]], outcomes: Iterator[Outcome]) -> ShardRecord:
@@ -162,8 +165,10 @@ def write_shard(folder: Path, shard: Shard, ids: Sequence[dict[str, str]], outco
         places = _find_images(temporary)
         assert len(places) == sum(map(bool, checksums)), f"{temporary} is not what was written"
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # a full disk needs the room
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     sync_folder(folder)
     found = iter(places)
@@ -184,18 +189,17 @@ def _write_tar(
     """Image, then ids, of each sample; checksum of each image ("" where left out), and the outcomes without it."""
     checksums, taken = [], []
     with open(path, "wb") as file:
-        tar = TarWriter(file, encoder=False, mtime=0, user="", group="")
-        for ordinal, (own, outcome) in enumerate(zip(ids, outcomes, strict=False), start=first):
-            taken.append(outcome._replace(encoded=b""))
-            checksums.append("" if outcome.reason else xxhash.xxh3_64_hexdigest(outcome.encoded))
-            if outcome.reason:
-                continue
-            key = f"{ordinal:09d}"  # not an id: WebDataset cuts a key at its first dot
-            meta = json.dumps(own | {"content": outcome.content, "xxh3": checksums[-1]}, sort_keys=True)
-            ending = "jpg" if outcome.encoded.startswith(JPEG_SIGNATURE) else "png"
-            tar.write({"__key__": key, ending: outcome.encoded})  # one by one: TarWriter sorts the members of a call
-            tar.write({"__key__": key, META[1:]: meta.encode()})
-        tar.close()
+        with TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:  # 0.0 adds 1 KiB of pax header
+            for ordinal, (own, outcome) in enumerate(zip(ids, outcomes, strict=False), start=first):
+                taken.append(outcome._replace(encoded=b""))
+                checksums.append("" if outcome.reason else xxhash.xxh3_64_hexdigest(outcome.encoded))
+                if outcome.reason:
+                    continue
+                key = f"{ordinal:09d}"  # not an id: WebDataset cuts a key at its first dot
+                meta = json.dumps(own | {"content": outcome.content, "xxh3": checksums[-1]}, sort_keys=True)
+                ending = "jpg" if outcome.encoded.startswith(JPEG_SIGNATURE) else "png"
+                tar.write({"__key__": key, ending: outcome.encoded})  # one by one: TarWriter sorts a call's members
+                tar.write({"__key__": key, META[1:]: meta.encode()})
         file.flush()
         os.fsync(file.fileno())
     return checksums, taken

@@ -6,10 +6,7 @@ bits. Intensity, padding and normalisation are left to stage one, which does the
 Axes: **h w** rows and columns at working size.
 """
 
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,17 +20,15 @@ from jaxtyping import Float, UInt
 from torch.utils.data import DataLoader, Dataset
 
 from data.image_shards import Form, PreparedImages
-from data.images import ImageError, decode_image, read_bytes
+from data.images import ImageError, decode_scaled, read_bytes
 from data.scan import inside
 from data.transforms import Preprocessing
-from data.workers import require_sockets, told_in_one_line
+from data.workers import told_in_one_line
 
 JPEG_QUALITY = 95
-PNG_UP, PNG_RUNS = (
-    0x20,
-    3,
-)  # libpng's filter from the row above; zlib's Z_RLE. Against its defaults on X-rays at 512 px:
-# 0.4 (8 bits) and 0.3 (16 bits) of the time to encode, 0.55 and 0.65 to decode, 0.92 and 0.98 of the bytes
+# libpng's filter from the row above, and zlib's Z_RLE: against the defaults, on X-rays at 512 px, 0.4 (8 bits) and 0.3
+# (16 bits) of the time to encode, 0.55 and 0.65 to decode, 0.92 and 0.98 of the bytes
+PNG_UP, PNG_RUNS = 0x20, 3
 NARROW_LEVELS = 64
 AHEAD = 4  # pictures that each worker may be ahead of the writer
 
@@ -61,14 +56,13 @@ class Originals(Dataset):
         path = self.paths[index]
         try:
             data = read_bytes(inside(path, self.root))
-            image = decode_image(data, path, at_least=self.preprocessing.size)
+            picture = decode_scaled(data, path, self.preprocessing.size)
         except ImageError as error:
             return Outcome(reason=error.reason)
-        pixels = to_integers(self.preprocessing.scaled(image).numpy(), self.form)
-        levels = np.ptp(pixels) + 1
-        if levels == 1:  # stage one would refuse it as blank
+        pixels = to_integers(self.preprocessing.scaled(*picture).numpy(), self.form)
+        if not np.ptp(pixels):  # stage one would refuse it as blank
             return Outcome(reason=f"is blank in {8 * pixels.itemsize} bits at this size: all pixels are equal")
-        narrow = pixels.dtype == np.uint8 and bool(levels < NARROW_LEVELS)
+        narrow = pixels.dtype == np.uint8 and bool(np.count_nonzero(np.bincount(pixels.ravel())) < NARROW_LEVELS)
         return Outcome(encode(pixels, self.form), xxhash.xxh3_64_hexdigest(data), narrow)
 
 
@@ -89,13 +83,11 @@ def encode(pixels: UInt[np.ndarray, "h w"], form: Form) -> bytes:
 def reencode(originals: Originals, numbers: Sequence[int], workers: int) -> Iterator[Outcome]:
     """Outcomes for the originals' numbers, in order, made by worker processes a few pictures ahead.
 
-    Workers come from a server process that has the libraries loaded and no thread, whatever runs in this one.
+    When this process ends, in whatever way, its workers notice within seconds and end too (the DataLoader's watch).
 
     Raises:
         InputError: a worker that the system killed.
     """
-    require_sockets("export TMPDIR=/tmp")
-    multiprocessing.set_forkserver_preload([__name__])
     loader = DataLoader(
         originals,
         batch_size=None,
@@ -105,9 +97,9 @@ def reencode(originals: Originals, numbers: Sequence[int], workers: int) -> Iter
         prefetch_factor=AHEAD,
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(0),
-        multiprocessing_context="forkserver",
+        multiprocessing_context="fork",  # with a server in between, workers would watch that instead of this process
     )
-    return told_in_one_line(iter(loader), "lower --workers")
+    return told_in_one_line(iter(loader), "lower --workers")  # iter() starts the workers now
 
 
 def _as_it_is(outcome: Any) -> Any:
@@ -115,16 +107,5 @@ def _as_it_is(outcome: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C is the writing process's business; this one ends when that one does, however it ended.
-
-    A DataLoader's own watch would look at the server, which lives as long as any worker.
-    """
+    """Ctrl-C is the writing process's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

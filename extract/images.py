@@ -1,6 +1,8 @@
 """Images of a manifest, decoded and preprocessed in workers, in an order that the caller decides."""
 
+import os
 import signal
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,14 +12,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.errors import InputError
-from data.images import read_image
+from data.images import read_scaled
 from data.manifest import Manifest
 from data.order import Draws, visit_seed
 from data.transforms import Augmentation, Preprocessing
-from data.workers import require_sockets, told_in_one_line
+from data.workers import told_in_one_line
 
 SECONDS_TO_SAVE = 25
 """What a training process gets between SIGTERM and the end of its workers."""
+
+MAX_TEMPORARY = 107 - len("/pymp-12345678/listener-12345678")
+"""Longest name of a temporary folder: a socket's whole name has at most 107 bytes on Linux."""
 
 Request = tuple[int, int]
 """A manifest row and the seed of its augmentation; the seed is ignored where nothing is augmented."""
@@ -31,7 +36,7 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: Request) -> Tensor:
         row, seed = index
-        resized = self.image.resized(read_image(self.manifest.image_path(row), at_least=self.image.size))
+        resized = self.image.resized(*read_scaled(self.manifest.image_path(row), self.image.size))
         if self.augmentation is not None:
             resized = self.augmentation(resized, seed)
         return self.image.normalised(resized)
@@ -52,8 +57,11 @@ def load_batches(dataset: ImageDataset, batches: Iterable[list[Request]], num_wo
     Raises:
         InputError: an image that cannot be read, or a worker that the system killed.
     """
-    if num_workers:
-        require_sockets("export TMPDIR=/tmp, or set num_workers to 0")
+    if num_workers and not sockets_fit():
+        raise InputError(
+            f"TMPDIR: the temporary folder's name is longer than {MAX_TEMPORARY} characters, which leaves no room for"
+            " the sockets of image workers; export TMPDIR=/tmp, or set num_workers to 0"
+        )
     loader = DataLoader(
         dataset,
         batch_sampler=list(batches),
@@ -64,6 +72,11 @@ def load_batches(dataset: ImageDataset, batches: Iterable[list[Request]], num_wo
         worker_init_fn=_start_worker if num_workers else None,
     )
     return _checked(iter(loader))  # iter() starts the workers now, not when the first batch is wanted
+
+
+def sockets_fit() -> bool:
+    """Whether the temporary folder's name leaves room for a socket's."""
+    return len(os.fsencode(tempfile.gettempdir())) <= MAX_TEMPORARY
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -11,9 +11,8 @@ import torch
 from data.errors import InputError
 from data.images import ImageError
 from data.transforms import Preprocessing
-from data.workers import MAX_TEMPORARY
 from extract.config import ExtractConfig
-from extract.images import ImageDataset, load_batches, plain_requests
+from extract.images import MAX_TEMPORARY, ImageDataset, load_batches, plain_requests
 from fusion.doctor.disk import check_temporary_folder
 from tests.make_data import make_manifest, write_images
 

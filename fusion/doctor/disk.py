@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from data.shards import bytes_per_image
-from data.workers import MAX_TEMPORARY, sockets_fit
 from extract.backbone import Backbone, map_shape
 from extract.config import ExtractConfig
 from extract.estimate import pooled
+from extract.images import MAX_TEMPORARY, sockets_fit
 from fusion.doctor.finding import Finding
 
 FEW_FILES, FILES_PER_WORKER = 200, 16  # open in a training process beside shards: libraries, pipes, passed batches
