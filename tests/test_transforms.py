@@ -43,7 +43,7 @@ def test_fit_keeps_proportions_and_centres_on_black(shape, inner):
 @pytest.mark.parametrize(("height", "width", "size"), [(203, 149, 25), (125, 102, 11), (129, 199, 31), (96, 160, 12)])
 def test_a_jpeg_decoded_at_a_smaller_scale_becomes_what_the_whole_one_would(mode, height, width, size):
     y, x = np.mgrid[0:height, 0:width]
-    pixels = (128 + 60 * np.sin(y / 9) + 60 * np.sin(x / 7 + y / 30)).astype(np.uint8)
+    pixels = (128 + 60 * np.sin(y / 17) + 60 * np.sin(x / 13 + y / 50)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=98)
     data, preprocessing = buffer.getvalue(), Preprocessing(size=size, resize=mode)
