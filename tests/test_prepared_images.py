@@ -351,7 +351,7 @@ def test_stage_one_trains_from_shards_as_from_files(tmp_path, capsys):
     write_manifest(originals, tmp_path / "full" / "manifest.csv")
     manifest = prepared(tmp_path / "full" / "manifest.csv", size=64)
     launch.run("extract", tmp_path / "small")
-    assert len(FeatureCache(tmp_path / "small" / "cache")) == len(originals)
+    assert FeatureCache(tmp_path / "small" / "cache").identity.num_images == len(originals)
     assert not len(pd.read_csv(tmp_path / "small" / "rejected.csv"))
     image = Preprocessing(size=64)
     inputs = [ImageDataset(each, image, Augmentation(rotate=9.0)) for each in (originals, manifest)]
