@@ -357,9 +357,10 @@ def test_stage_one_trains_from_shards_as_from_files(tmp_path, capsys):
     inputs = [ImageDataset(each, image, Augmentation(rotate=9.0)) for each in (originals, manifest)]
     for row in range(len(originals)):  # what it trained on, in the order of the originals' manifest
         assert torch.equal(inputs[0][(row, row)], inputs[1][(row, row)])
+    write_manifest(manifest, tmp_path / "larger" / "manifest.csv")
     for rehearsal in ([], ["--dry_run"]):
         with pytest.raises(SystemExit):
-            launch.run("extract", tmp_path / "small", "--image.size=128", *rehearsal)
+            launch.run("extract", tmp_path / "larger", "--image.size=128", *rehearsal)
         assert "prepared at 64 pixels, size 128 is wanted" in capsys.readouterr().err
 
 
