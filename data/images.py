@@ -13,7 +13,7 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import simplejpeg
@@ -22,7 +22,8 @@ from PIL import Image
 
 from data import png
 from data.errors import InputError
-from data.jpeg import PROGRESSIVE, read_outline
+from data.image_shards import REMAKE, find_member
+from data.jpeg import PROGRESSIVE, JpegOutline, read_outline
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_PIXELS = 64 * 10**6  # the largest detectors have 4300 x 3500 = 15 million
@@ -59,6 +60,15 @@ class ImageError(InputError):
         self.reason = reason or message
 
 
+class Scaled(NamedTuple):
+    """A picture as a decoder gave it, and how much of it that is."""
+
+    image: Float[np.ndarray, "H W"]
+    extent: tuple[float, float]
+    """Height and width of the whole picture, measured in pixels of `image`: a scaled JPEG's last row and column may
+    reach beyond its edge."""
+
+
 def read_image(path: Path, at_least: int | None = None) -> Float[np.ndarray, "H W"]:
     """Read a file and decode it; see `decode_image`.
 
@@ -68,27 +78,37 @@ def read_image(path: Path, at_least: int | None = None) -> Float[np.ndarray, "H 
     return decode_image(read_bytes(path), str(path), at_least)
 
 
+def read_scaled(path: Path, at_least: int) -> Scaled:
+    """Read a file and decode it, as `read_image`; see `decode_scaled`."""
+    return decode_scaled(read_bytes(path), str(path), at_least)
+
+
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file that `check_file` accepts.
+    """The bytes of a file that `check_file` accepts, or of an image in a shard.
 
     Raises:
-        ImageError: as `check_file`, or the file cannot be read.
+        ImageError: as `check_file`, the file cannot be read, or a shard holds other bytes than were written.
     """
     check_file(path)
+    member = find_member(path)
     try:
-        return path.read_bytes()
+        data = member.read() if member else path.read_bytes()
     except OSError as error:
         refuse(str(path), f"cannot be read ({error.strerror})")
+    if member and not member.fits(data):
+        refuse(str(path), f"is damaged in its shard (checksum differs); {REMAKE}")
+    return data
 
 
 def check_file(path: Path) -> os.stat_result:
-    """The status of a regular file of at most `MAX_FILE_BYTES`, without opening it.
+    """The status of a regular file of at most `MAX_FILE_BYTES`, or of an image's shard, without opening it.
 
     Raises:
         ImageError: missing, a folder, a pipe or device, or too large.
     """
+    member = find_member(path)
     try:
-        status = path.stat()
+        status = (member.shard if member else path).stat()
     except FileNotFoundError:
         refuse(str(path), "does not exist")
     except OSError as error:
@@ -97,7 +117,9 @@ def check_file(path: Path) -> os.stat_result:
         refuse(str(path), "is a folder")
     if not stat.S_ISREG(status.st_mode):
         refuse(str(path), "is a pipe, socket or device")
-    if status.st_size > MAX_FILE_BYTES:
+    if member and member.offset + member.nbytes > status.st_size:
+        refuse(str(path), f"lies beyond the end of its shard, which was cut; {REMAKE}")
+    if (member.nbytes if member else status.st_size) > MAX_FILE_BYTES:
         refuse(str(path), f"is larger than {MAX_FILE_BYTES >> 20} MiB")
     return status
 
@@ -113,10 +135,16 @@ def decode_image(data: bytes, name: str, at_least: int | None = None) -> Float[n
     Raises:
         ImageError: not one of the three formats, damaged or cut short, too large to be an X-ray, or blank.
     """
+    return decode_scaled(data, name, at_least).image
+
+
+def decode_scaled(data: bytes, name: str, at_least: int | None) -> Scaled:
+    """As `decode_image`, with the picture's extent for `Preprocessing.resized`."""
+    extent = None
     if data.startswith(png.SIGNATURE):
         image = _decode_png(data, name)
     elif data.startswith(JPEG_SIGNATURE):
-        image = _decode_jpeg(data, name, at_least)
+        image, extent = _decode_jpeg(data, name, at_least)
     elif looks_like_dicom(data):
         from data.dicom import decode_dicom  # pydicom takes 0.3 s to import, and most data sets hold none
 
@@ -125,7 +153,7 @@ def decode_image(data: bytes, name: str, at_least: int | None = None) -> Float[n
         refuse(name, f"is {_other_format(data)}; wanted JPEG, PNG or DICOM")
     if not np.ptp(image[::64]) and not np.ptp(image):  # nearly always a few rows are enough to tell
         refuse(name, "is blank: all pixels are equal")
-    return image
+    return Scaled(image, extent or (float(image.shape[0]), float(image.shape[1])))
 
 
 def verify_image(data: bytes, name: str) -> tuple[int, int]:
@@ -202,18 +230,18 @@ def _plain_pixels(image: Image.Image) -> UInt[np.ndarray, "H W *channels"]:
     return np.asarray(image)
 
 
-def _decode_jpeg(data: bytes, name: str, at_least: int | None) -> Float[np.ndarray, "H W"]:
+def _decode_jpeg(data: bytes, name: str, at_least: int | None) -> Scaled:
     """8-bit JPEG, baseline or progressive, grey or colour (of which Y is taken)."""
-    _check_jpeg(data, name)
+    outline = _check_jpeg(data, name)
     side = at_least or 0
     try:
-        pixels = simplejpeg.decode_jpeg(data, "GRAY", min_height=side, min_width=side, strict=True)
-        return to_unit_range(pixels[..., 0])
+        pixels = simplejpeg.decode_jpeg(data, "GRAY", min_height=side, min_width=side, strict=True)[..., 0]
+        return Scaled(to_unit_range(pixels), outline.extent(*pixels.shape))
     except ValueError:  # libjpeg-turbo's errors, and with strict its warnings
         refuse(name, "is a damaged or cut JPEG")
 
 
-def _check_jpeg(data: bytes, name: str) -> None:
+def _check_jpeg(data: bytes, name: str) -> JpegOutline:
     """Refuse what libjpeg would spend minutes on, decode by half without a word, or cannot decode."""
     outline = read_outline(data)
     if outline is None:
@@ -227,6 +255,7 @@ def _check_jpeg(data: bytes, name: str) -> None:
         refuse(name, f"is a JPEG of {outline.num_components} components; wanted grey (1) or colour (3)")
     if outline.process in PROGRESSIVE and not outline.refined:
         refuse(name, "is a cut progressive JPEG: its last scans are missing")
+    return outline
 
 
 def _other_format(data: bytes) -> str:

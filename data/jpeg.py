@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # 0xFF and a code: not a stuffed byte, fill byte or restart
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, and JPEG-LS
@@ -26,6 +27,13 @@ class JpegOutline:
     def lossy(self) -> bool:
         """Whether it is made of DCT coefficients, in one pass or several."""
         return self.process in (*SEQUENTIAL, *PROGRESSIVE)
+
+    def extent(self, rows: int, columns: int) -> tuple[float, float]:
+        """Height and width at the scale, some eighths, at which libjpeg rounds them up to these rows and columns."""
+        pairs = ((self.height * eighths / 8, self.width * eighths / 8) for eighths in range(8, 0, -1))
+        return next(
+            (pair for pair in pairs if (ceil(pair[0]), ceil(pair[1])) == (rows, columns)), (float(rows), float(columns))
+        )
 
 
 def read_outline(data: bytes) -> JpegOutline | None:

@@ -2,15 +2,19 @@
 
 import textwrap
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from data.images import read_scaled
 from data.manifest import Manifest
 from data.runs import read_metrics
+from data.transforms import Preprocessing
 
 BLUE, ORANGE, GREY = "#1f5f99", "#d1651a", "#888888"
 matplotlib.rcParams |= {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
@@ -60,3 +64,11 @@ def plot_batch(pixels: Float[Tensor, "B c S S"], images: Manifest, path: Path) -
         axis.set_title("\n".join(textwrap.wrap(f"{images.images['view'].iat[place]}: {title}", 32)[:3]), fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
+
+
+def plot_contact_sheet(manifest: Manifest, size: int, resize: Literal["stretch", "fit"], path: Path) -> None:
+    """Draw up to 16 images of a manifest, evenly spaced, as a network of this input size sees them."""
+    rows = np.unique(np.linspace(0, len(manifest) - 1, min(16, len(manifest))).astype(int))
+    preprocessing = Preprocessing(size=size, resize=resize)
+    pixels = [preprocessing.resized(*read_scaled(manifest.image_path(int(row)), size)) for row in rows]
+    plot_batch(torch.stack(pixels), manifest.select(rows), path)

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from data import prepared_images
 from data.errors import InputError
 from data.label_spaces import class_groups
 from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manifest
+from data.runs import run_command
 from data.scan import write_rejected
 from data.sources import cxr_lt_2023, cxr_lt_2024, cxr_lt_2026, dicom_folder, mimic_cxr, mimic_cxr_jpg, padchest, table
 from data.sources.cxr_lt_tables import read_challenge
@@ -88,6 +90,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
     for name, add_arguments, run, help_text in (
         ("table", _table_arguments, _table, "any CSV with one row per image"),
         ("phantom", _phantom_arguments, _phantom, "simulated chests, made here: nothing to download"),
+        ("images", _images_arguments, _images, "the images of a manifest, once and for all at a working size"),
         ("accept", _accept_arguments, _accept, "take over a manifest.csv that was edited by hand"),
     ):
         part = ArgumentParser(description=help_text)
@@ -144,6 +147,16 @@ def _phantom(options: Namespace) -> None:
         write_phantom(folder, num_studies=num_studies, size=options.size, seed=options.seed)
     form = replace(cxr_lt_2023.CHALLENGE, source="phantom", images={})  # the tables' form, not the release's numbers
     _write(read_challenge(form, folder / "mimic-cxr-jpg", folder / "cxr-lt-2023"), out)
+
+
+def _images_arguments(parser: ArgumentParser) -> None:
+    parser.add_function_arguments(prepared_images.prepare, skip={"folder"})
+    _add_out(parser)
+
+
+def _images(options: Namespace) -> None:
+    out = _checked_out(options.pop("out"))
+    run_command(lambda: _write(prepared_images.prepare(**vars(options), folder=out.parent / "images"), out))
 
 
 def _accept_arguments(parser: ArgumentParser) -> None:

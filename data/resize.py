@@ -20,9 +20,17 @@ from torch.nn import functional as F
 STRIP = 128  # new rows at a time; of 32 to 512 the fastest
 
 
-def resize(image: Float[Tensor, "H W"], height: int, width: int) -> Float[Tensor, "h w"]:
-    """Resize to `height` x `width`; weights of a pixel are at least 0 and sum to 1, so grey values stay in range."""
-    (row_taps, row_weights), (taps, weights) = _triangle(image.shape[0], height), _triangle(image.shape[1], width)
+def resize(
+    image: Float[Tensor, "H W"], height: int, width: int, extent: tuple[float, float] | None = None
+) -> Float[Tensor, "h w"]:
+    """Resize to `height` x `width`; weights of a pixel are at least 0 and sum to 1, so grey values stay in range.
+
+    Args:
+        extent: How many rows and columns of the image are the picture, if its last ones reach beyond it.
+    """
+    rows_extent, columns_extent = extent or image.shape
+    row_taps, row_weights = _triangle(image.shape[0], height, float(rows_extent))
+    taps, weights = _triangle(image.shape[1], width, float(columns_extent))
     resized = torch.empty(height, width)
     for start in range(0, height, STRIP):
         strip = slice(start, start + STRIP)
@@ -36,12 +44,12 @@ def _weighted_sums(image: Float[Tensor, "H W"], taps: Int32[Tensor, "h k"], weig
 
 
 @lru_cache(maxsize=256)  # detectors and crops have many sizes; an entry takes some 40 kB
-def _triangle(size: int, new_size: int) -> tuple[Int32[Tensor, "h k"], Float[Tensor, "h k"]]:
+def _triangle(size: int, new_size: int, extent: float) -> tuple[Int32[Tensor, "h k"], Float[Tensor, "h k"]]:
     """Rows that each new row is made of, and their weights.
 
     The triangle is centred on the new row and as wide as two old rows, or as two new ones if these are larger.
     """
-    scale = size / new_size
+    scale = extent / new_size
     reach = max(scale, 1.0)
     centres = (torch.arange(new_size, dtype=torch.float64) + 0.5) * scale
     taps = (centres - reach).floor().long()[:, None] + torch.arange(2 * math.ceil(reach) + 1)

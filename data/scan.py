@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import xxhash
 from tqdm import tqdm
 
 from data.errors import InputError
+from data.image_shards import find_member
 from data.images import ImageError, check_file, read_bytes, refuse, verify_image
 from data.known_bad import known_empty, name_known
 from data.manifest import Manifest
@@ -29,7 +30,7 @@ SAVE_EVERY_S = 60  # a killed scan loses at most this much
 
 
 class FileRecord(NamedTuple):
-    """One line of `images.csv`, all text."""
+    """One line of `images.csv`, all text; of an image in a shard, bytes and mtime_ns are the shard's."""
 
     path: str
     bytes: str
@@ -82,7 +83,7 @@ def scan_images(
         content=[record.content if isinstance(record, FileRecord) else "" for record in records],
         rejected=[(path, reason) for path, reason in found.items() if isinstance(reason, str)],
     )
-    _check_share(result, max_rejected, out_dir / "rejected.csv")
+    check_share(result, max_rejected, out_dir / "rejected.csv")
     return result
 
 
@@ -126,10 +127,11 @@ def inside(path: str, root: Path) -> Path:
     """
     if "\0" in path:
         refuse(path, "has a NUL character in its name")
-    file = Path(os.path.realpath(root / path))
+    member = find_member(root / path)
+    file = Path(os.path.realpath(member.shard if member else root / path))
     if not file.is_relative_to(root):
         refuse(path, "leads out of the image folder (a link or ..); name the folder it leads to as the root instead")
-    return file
+    return replace(member, shard=file).path if member else file
 
 
 def _read_known(table: Path) -> dict[str, FileRecord]:
@@ -155,7 +157,16 @@ def _write(out_dir: Path, found: dict[str, FileRecord | str], before: Sequence[t
     write_rejected(out_dir, [*before, *rejected])
 
 
-def _check_share(result: ScanResult, max_rejected: float, table: Path) -> None:
+def check_share(result: ScanResult, max_rejected: float, table: Path) -> None:
+    """Refuse to go on when too much is missing.
+
+    Args:
+        max_rejected: Largest share of the images, in [0, 1], that may be left out.
+        table: Where all rejected images are listed.
+
+    Raises:
+        InputError: names the first ones and the table.
+    """
     num_rejected, num_images = int((~result.readable).sum()), len(result.readable)
     if num_rejected > max_rejected * num_images:
         first = "; ".join(f"{path}: {reason}" for path, reason in result.rejected[:3])

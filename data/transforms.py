@@ -3,7 +3,8 @@
     tensor = preprocessing(image)                                                     # evaluation
     tensor = preprocessing.normalised(augmentation(preprocessing.resized(image), seed))     # training
 
-Axes: **H W** the file's rows and columns, **S** the network's side in pixels, **C** channels, **B** images.
+Axes: **H W** the file's rows and columns, **h w** those of the image inside the square, **S** the network's side in
+pixels, **C** channels, **B** images.
 """
 
 import hashlib
@@ -62,16 +63,29 @@ class Preprocessing:
         """Grey values in [0, 1] to the network's input."""
         return self.normalised(self.resized(image))
 
-    def resized(self, image: Float[np.ndarray, "H W"]) -> Float[Tensor, "1 S S"]:
-        """Resize with an antialiasing triangle filter; grey values stay in [0, 1]."""
-        height, width = self.inner_size(*image.shape)
-        tensor = resize(torch.from_numpy(np.require(image, np.float32, ["C", "W"])), height, width)[None]
+    def resized(
+        self, image: Float[np.ndarray, "H W"], extent: tuple[float, float] | None = None
+    ) -> Float[Tensor, "1 S S"]:
+        """Resize with an antialiasing triangle filter; grey values stay in [0, 1].
+
+        Args:
+            extent: Of the picture, where it was decoded at a smaller scale (`data.images.Scaled`).
+        """
+        tensor = self.scaled(image, extent)[None]
+        height, width = tensor.shape[1:]
         if self.intensity == "percentile":  # before padding, which must not count
             tensor = _stretched(tensor)
         if height == width == self.size:
             return tensor
         left, top = (self.size - width) // 2, (self.size - height) // 2
         return F.pad(tensor, [left, top, self.size - width - left, self.size - height - top])
+
+    def scaled(
+        self, image: Float[np.ndarray, "H W"], extent: tuple[float, float] | None = None
+    ) -> Float[Tensor, "h w"]:
+        """The first step of `resized`: the image at its `inner_size`, before intensity and padding."""
+        height, width = self.inner_size(*(extent or image.shape))
+        return resize(torch.from_numpy(np.require(image, np.float32, ["C", "W"])), height, width, extent)
 
     def normalised(self, image: Float[Tensor, "*B 1 S S"]) -> Float[Tensor, "*B C S S"]:
         """Repeat over the channels, subtract `mean`, divide by `std`; one image or a batch."""
@@ -101,8 +115,8 @@ class Preprocessing:
         """SHA-256 of the canonical JSON, in hexadecimal."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    def inner_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that the image itself gets inside the square."""
+    def inner_size(self, height: int | float, width: int | float) -> tuple[int, int]:
+        """Height and width that an image of these proportions gets inside the square."""
         if self.resize == "stretch":
             return self.size, self.size
         longest = max(height, width)

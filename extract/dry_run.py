@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from data.demo import DEMO_RUN, ensure_manifest
 from data.errors import InputError
+from data.image_shards import refuse_unfit
 from data.manifest import SPLITS, Manifest, read_manifest
 from data.runs import Log
 from data.shards import bytes_per_image
@@ -42,6 +43,7 @@ def dry_run(config: ExtractConfig, accelerator: Accelerator) -> None:
     require_manifest(config.run_dir)
     manifest = read_manifest(config.run_dir / "manifest.csv")
     manifest.require_splits()
+    refuse_unfit(manifest.root, manifest.images["path"], config.image.size, config.image.resize)
     manifest = without_rejected(manifest, config.run_dir)
     train_set = manifest.of_split("train")
     # compiling takes minutes and changes nothing that is shown; a step with all weights is the one that costs most

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from data.images import read_image
+from data.images import read_scaled
 from data.order import derive_seed
 from data.runs import Log
 from data.shards import PLAIN, CacheIdentity
@@ -53,7 +53,7 @@ class Pictures:
         images nor their ids matter.
         """
         try:
-            resized = self.preprocessing.resized(read_image(image.path, at_least=self.preprocessing.size))
+            resized = self.preprocessing.resized(*read_scaled(image.path, self.preprocessing.size))
             out[0] = resized
             for k in range(1, self.num_augmented + 1):
                 out[k] = self.augmentation(resized, derive_seed("cache", self.seed, image.ids["content"], k))

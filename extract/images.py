@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.errors import InputError
-from data.images import read_image
+from data.images import read_scaled
 from data.manifest import Manifest
 from data.order import Draws, visit_seed
 from data.transforms import Augmentation, Preprocessing
+from data.workers import told_in_one_line
 
 SECONDS_TO_SAVE = 25
 """What a training process gets between SIGTERM and the end of its workers."""
@@ -35,7 +36,7 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: Request) -> Tensor:
         row, seed = index
-        resized = self.image.resized(read_image(self.manifest.image_path(row), at_least=self.image.size))
+        resized = self.image.resized(*read_scaled(self.manifest.image_path(row), self.image.size))
         if self.augmentation is not None:
             resized = self.augmentation(resized, seed)
         return self.image.normalised(resized)
@@ -83,19 +84,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _checked(batches: Iterator[Tensor | InputError]) -> Iterator[Tensor]:
-    try:
-        for batch in batches:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"an image worker ended ({reason}); when memory was the reason, lower num_workers or batch_size, then run"
-            " the same command again"
-        ) from None
+    for batch in told_in_one_line(batches, "lower num_workers or batch_size"):
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
 def _start_worker(_: int) -> None:

@@ -21,6 +21,7 @@ from jaxtyping import Float32
 from data.config import parse_config, to_dict
 from data.errors import InputError
 from data.files import atomic_write
+from data.image_shards import refuse_unfit
 from data.lock import locked
 from data.manifest import Manifest, read_manifest, write_manifest
 from data.predictions import read_predictions, write_predictions
@@ -126,6 +127,7 @@ def read_external(config: PseudoLabelConfig, teacher: Teacher, log: Log) -> Exte
         InputError: a class without counterpart, or no training images.
     """
     manifest = read_manifest(config.manifest)
+    refuse_unfit(manifest.root, manifest.images["path"], teacher.config.image.size, teacher.config.image.resize)
     if config.source:
         images = manifest.images.assign(source=config.source).astype({"source": "str"})
         manifest = Manifest(images, manifest.labels, manifest.classes, manifest.root)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from data.config import default_values, parse_config
 from data.demo import ensure_manifest
+from data.image_shards import refuse_unfit
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
 from data.metrics import summary
@@ -83,6 +84,7 @@ def readable_images(config: ExtractConfig, accelerator: Accelerator, log: Log) -
     """
     manifest = read_manifest(config.run_dir / "manifest.csv")
     manifest.require_splits()
+    refuse_unfit(manifest.root, manifest.images["path"], config.image.size, config.image.resize)
     workers, found = max(1, config.num_workers), None
     if accelerator.is_main_process:
         found = scan_images(manifest, config.run_dir, workers=workers, max_rejected=config.max_rejected)

@@ -11,7 +11,7 @@ import torch
 from data.cache import FeatureCache, finish_cache
 from data.errors import InputError
 from data.files import sha256_file
-from data.images import ImageError, read_image
+from data.images import ImageError, read_image, read_scaled
 from data.order import derive_seed
 from data.runs import Log, run_command
 from data.shards import CacheIdentity, ShardWriter, shard_name
@@ -201,9 +201,9 @@ def test_any_other_failure_of_a_decoder_names_its_image_too(tmp_path, images, ba
     def fail(path, at_least):
         if path == images[5].path:
             raise MemoryError
-        return read_image(path, at_least)
+        return read_scaled(path, at_least)
 
-    monkeypatch.setattr("extract.extraction.read_image", fail)
+    monkeypatch.setattr("extract.extraction.read_scaled", fail)
     with pytest.raises(MemoryError) as caught:
         extract(tmp_path / "a", images, identity_of(images), backbone, accelerator)
     assert caught.value.__notes__ == [f"while decoding image {images[5].ids['image_id']!r}"]

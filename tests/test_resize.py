@@ -30,6 +30,19 @@ def test_it_agrees_with_pillows_bilinear(shape, target):
     np.testing.assert_allclose(resize(image, *target), np.asarray(expected), rtol=0, atol=2e-6)
 
 
+def test_rows_and_columns_beyond_the_extent_are_cut_off_by_the_filter():
+    image, (height, width), extent = picture((14, 9)).double(), (5, 4), (13.25, 8.5)
+    expected = np.zeros((height, width))
+    for y, x in np.ndindex(height, width):
+        weights = []
+        for new, size, whole, old in ((y, height, extent[0], 14), (x, width, extent[1], 9)):
+            step = whole / size
+            distances = np.abs(np.arange(old) + 0.5 - (new + 0.5) * step) / step
+            weights.append(np.maximum(0, 1 - distances) / np.maximum(0, 1 - distances).sum())
+        expected[y, x] = weights[0] @ image.numpy() @ weights[1]
+    np.testing.assert_allclose(resize(image.float(), height, width, extent), expected, rtol=0, atol=1e-6)
+
+
 def test_a_constant_stays_what_it_is_and_the_range_is_kept():
     torch.testing.assert_close(resize(torch.full((70, 51), 0.3), 33, 64), torch.full((33, 64), 0.3))
     image = (picture((90, 70)) > 0.5).float()

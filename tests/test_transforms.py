@@ -1,13 +1,16 @@
 """Geometry, grey levels and reproducible draws of the input pipeline."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from data.errors import InputError
+from data.images import decode_image, decode_scaled
 from data.transforms import Augmentation, Preprocessing
 
 EVERYTHING = Augmentation(hflip=0.5, rotate=20.0, translate=0.1, scale=0.2, brightness=0.2, contrast=0.3)
@@ -34,6 +37,22 @@ def test_fit_keeps_proportions_and_centres_on_black(shape, inner):
     middle = out[top : top + inner[0], left : left + inner[1]]
     assert middle.min() > 0.09
     assert torch.count_nonzero(out) == inner[0] * inner[1]
+
+
+@pytest.mark.parametrize("mode", ["stretch", "fit"])
+@pytest.mark.parametrize(("height", "width", "size"), [(203, 149, 25), (125, 102, 11), (129, 199, 31), (96, 160, 12)])
+def test_a_jpeg_decoded_at_a_smaller_scale_becomes_what_the_whole_one_would(mode, height, width, size):
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = (128 + 60 * np.sin(y / 17) + 60 * np.sin(x / 13 + y / 50)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=98)
+    data, preprocessing = buffer.getvalue(), Preprocessing(size=size, resize=mode)
+    scaled = decode_scaled(data, "a", size)
+    assert max(scaled.image.shape) < max(height, width)
+    assert scaled.extent[0] * width == scaled.extent[1] * height
+    expected = preprocessing.resized(decode_image(data, "a"))
+    assert torch.equal(preprocessing.resized(*scaled) > 0, expected > 0)  # the same border
+    assert float((preprocessing.resized(*scaled) - expected).square().mean().sqrt()) < 0.012
 
 
 def test_channels_repeat_the_grey_image_and_are_normalised_apart():
