@@ -60,7 +60,7 @@ def plot_batch(pixels: Float[Tensor, "B c S S"], images: Manifest, path: Path) -
             continue
         axis.imshow(pixels[place, 0].cpu().numpy(), cmap="gray")
         positive = [name for name, y in zip(images.classes, images.labels[place], strict=True) if y > 0.5]
-        title = ", ".join(positive) or "none"
+        title = ", ".join(positive) or ("not labelled" if np.isnan(images.labels[place]).all() else "none")
         axis.set_title("\n".join(textwrap.wrap(f"{images.images['view'].iat[place]}: {title}", 32)[:3]), fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
