@@ -31,6 +31,7 @@ from data.runs import Log, run_command
 from data.tables import write_table
 from data.views import VIEWS
 from fusion.grouping import UNKNOWN, cached_manifest
+from fusion.lbfgs import minimise
 from fusion.tail.features import Projection, pooled_images, require_one_backbone, standardisation
 
 PRECISION = 0.98
@@ -40,7 +41,6 @@ LEAST = 20
 MOST = 20_000
 """Images of train and val that the fit may use: more change nothing, and their maps would have to be read."""
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
-MAX_STEPS = 150
 BATCH = 4096
 
 
@@ -162,31 +162,14 @@ def fit_softmax(
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
     solution = torch.zeros(x.shape[1] + 1, num_views, dtype=torch.float64)
     found = []
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(inputs @ w[1:] + w[0], targets)
+
     for ridge in RIDGES:
-        solution = _minimise(solution, inputs, targets, ridge)
+        solution = minimise(solution, loss, ridge)
         found.append((ridge, solution[1:].numpy().copy(), solution[0].numpy().copy()))
     return found
-
-
-def _minimise(start: torch.Tensor, x: torch.Tensor, y: torch.Tensor, ridge: float) -> torch.Tensor:
-    solution = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [solution],
-        max_iter=MAX_STEPS,
-        history_size=20,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        total = F.cross_entropy(x @ solution[1:] + solution[0], y) + ridge / 2 * solution[1:].square().sum()
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    return solution.detach()
 
 
 def choose_confidence(

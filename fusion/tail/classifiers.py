@@ -20,9 +20,7 @@ from jaxtyping import Float, Float32, Float64
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from data.metrics import hard_labels
-
-MAX_STEPS = 150
-"""L-BFGS iterations at most. On the phantom's features, more of them change mAP by 0.0003 at most."""
+from fusion.lbfgs import minimise
 
 
 class Linear(NamedTuple):
@@ -70,33 +68,13 @@ def fit_logistic(
     x, weights = torch.from_numpy(features).double(), torch.from_numpy(class_weights(labels, balanced))
     targets = torch.from_numpy(hard_labels(labels)[1]).double()
     solution = torch.zeros(x.shape[1] + 1, labels.shape[1], dtype=torch.float64)
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(x @ w[1:] + w[0], targets, weights, reduction="sum")
+
     for ridge in ridges:
-        solution = _minimise(solution, x, targets, weights, ridge)
+        solution = minimise(solution, loss, ridge)
         yield ridge, Linear(solution[1:].numpy().copy(), solution[0].numpy().copy())
-
-
-def _minimise(
-    start: torch.Tensor, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, ridge: float
-) -> torch.Tensor:
-    solution = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [solution],
-        max_iter=MAX_STEPS,
-        history_size=20,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        losses = binary_cross_entropy_with_logits(x @ solution[1:] + solution[0], targets, weights, reduction="sum")
-        total = losses + ridge / 2 * solution[1:].square().sum()
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    return solution.detach()
 
 
 def natural_probabilities(
