@@ -2,12 +2,13 @@
 
 The second thumbnail is explained as gain * warped first + offset, where the warp is a scale and a shift per axis
 (crops and stretches), by Gauss-Newton steps from coarse to fine (Lucas and Kanade, IJCAI 1981). Pairs that remain
-unlike at a coarse level go no further. The score is the correlation within patches of 8 x 8, weighted by their
-contrast: the same anatomy on another day agrees in the large and differs in the small.
+unlike at a coarse level go no further. The score is the correlation within patches of an eighth of a side, weighted
+by their contrast: the same anatomy on another day agrees in the large and differs in the small.
 
 Axes: **M** pairs, **S** side of a thumbnail, **s** side at a level, **P** patches.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.audit.candidates import VARIANTS, Pairs
+from data.audit.candidates import VARIANTS, Pairs, Variant
 
 LEVELS = ((16, 5, 0.85), (32, 4, 0.82), (64, 4, 0.0))  # side, steps, least score to go on
 MOST_STEP = 0.08  # of a half side
 BATCH = 512
-PATCH = 8
+PATCHES = 8  # along a side, and as many between them
 MIN_OVERLAP = 0.7  # part of the second thumbnail that the first one must cover
 
 
@@ -50,17 +51,14 @@ def align(pixels: UInt8[np.ndarray, "N S S"], pairs: Pairs, progress: bool = Tru
 @torch.inference_mode()
 def _align(pixels: UInt8[np.ndarray, "N S S"], pairs: Pairs) -> Alignment:
     variants = [VARIANTS[number] for number in pairs.variant.tolist()]
-    first, second = (torch.from_numpy(pixels[rows])[:, None] / 255 for rows in (pairs.first, pairs.second))
-    flipped, inverted = (torch.tensor([getattr(v, name) for v in variants]) for name in ("flipped", "inverted"))
-    first = torch.where(flipped[:, None, None, None], first.flip(3), first)
-    first = torch.where(inverted[:, None, None, None], 1 - first, first)
+    first, second = held(pixels[pairs.first], variants), held(pixels[pairs.second])
     warp = torch.tensor(
         [(v.right - v.left, v.right + v.left - 1, v.bottom - v.top, v.bottom + v.top - 1) for v in variants]
     )
     score, left = torch.zeros(len(variants)), torch.arange(len(variants))
     for side, steps, least in LEVELS:
         small = [F.interpolate(image[left], (side, side), mode="area") for image in (first, second)]
-        found, reached = _fit(small[0], small[1], warp[left], steps)
+        found, reached = fit(small[0], small[1], warp[left], steps)
         warp[left] = found
         good = reached >= least
         left, reached = left[good], reached[good]
@@ -68,7 +66,18 @@ def _align(pixels: UInt8[np.ndarray, "N S S"], pairs: Pairs) -> Alignment:
     return Alignment(score.numpy(), warp.numpy())
 
 
-def _fit(
+def held(pixels: UInt8[np.ndarray, "M S S"], variants: Sequence[Variant] = ()) -> Float[Tensor, "M 1 S S"]:
+    """Thumbnails in [0, 1], mirrored and inverted as their variants say."""
+    images = torch.from_numpy(pixels)[:, None] / 255
+    for number, variant in enumerate(variants):
+        if variant.flipped:
+            images[number] = images[number].flip(2)
+        if variant.inverted:
+            images[number] = 1 - images[number]
+    return images
+
+
+def fit(
     first: Float[Tensor, "M 1 s s"], second: Float[Tensor, "M 1 s s"], warp: Float[Tensor, "M 4"], steps: int
 ) -> tuple[Float[Tensor, "M 4"], Float[Tensor, "M"]]:
     """A better warp, and the score it reaches."""
@@ -83,7 +92,7 @@ def _fit(
         warp = _step(_warped(layers, warp, x, y), second, warp, x, y)
     warped = _warped(layers, warp, x, y)
     inside = (warped[:, 3:] > 0.99).float()
-    return warp, local_correlation(warped[:, :1], second, inside, max(4, PATCH * s // 64))
+    return warp, local_correlation(warped[:, :1], second, inside, max(4, s // PATCHES))
 
 
 def _warped(layers: Tensor, warp: Float[Tensor, "M 4"], x: Tensor, y: Tensor) -> Float[Tensor, "M 4 s s"]:

@@ -2,7 +2,7 @@
 
 A descriptor is a thumbnail shrunk to 12 x 12, projected on its 64 strongest principal components over the set, each
 scaled to variance 1: what all chests share counts little, what tells them apart counts much. Every image asks with
-itself and with windows of itself, mirrored or not, because a cropped copy as a whole resembles a window of its original;
+itself and with windows of itself, mirrored or not, because a crop as a whole resembles a window of its original,
 and once with black and white exchanged.
 
 Axes: **N** images, **S** side of a thumbnail, **n** side of what a descriptor sees, **D** components, **V** variants,
@@ -125,16 +125,13 @@ def _index(stored: Float32[np.ndarray, "N D"]):
     import faiss  # brings an OpenMP of its own: load it only where it is used
 
     N, D = stored.shape
-    exact = faiss.IndexFlatIP(D)
     if N <= EXACT_UP_TO:
-        exact.add(stored)
-        return exact
-    index = faiss.IndexIVFFlat(exact, D, int(4 * N**0.5), faiss.METRIC_INNER_PRODUCT)
-    index.own_fields = False
-    index.quantizer_kept = exact  # faiss holds only a pointer to it
-    index.train(stored[:: max(1, N // 50_000)])
+        index = faiss.IndexFlatIP(D)
+    else:
+        index = faiss.index_factory(D, f"IVF{int(4 * N**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
+        index.train(stored[:: max(1, N // 50_000)])
+        index.nprobe = CELLS_PROBED
     index.add(stored)
-    index.nprobe = CELLS_PROBED
     return index
 
 

@@ -3,18 +3,22 @@
 Axes: **N** images, **U** different files.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
-from data.audit.alignment import align
+from data.audit.alignment import Alignment, align
 from data.audit.candidates import VARIANTS, Pairs, find_candidates
+from data.audit.confirmation import confirm
 from data.audit.thumbnails import Thumbnails
 
 SAME_PICTURE = 0.95
 """Least score of a near-duplicate. Chosen on planted copies; how, and what it misses, is in docs/audit.md."""
 
+LOOKS_ALIKE = 0.85  # score of thumbnails from which the files themselves are compared
 LEAST_CONTRAST = 0.05  # of full scale; below it there is no picture to compare
 CROPPED = 0.97  # part of the original's area, at most, that is called a crop
 
@@ -28,10 +32,21 @@ class Copy(NamedTuple):
     how: str
 
 
-def find_copies(thumbnails: Thumbnails, least_score: float = SAME_PICTURE, progress: bool = True) -> list[Copy]:
+def find_copies(
+    thumbnails: Thumbnails,
+    files: Sequence[Path],
+    least_score: float = SAME_PICTURE,
+    workers: int = 1,
+    progress: bool = True,
+) -> list[Copy]:
     """All pairs of near-duplicates, best first; of k equal files, k - 1 pairs with the first of them.
 
     A near-duplicate of one of k equal files is reported with the first of them only.
+
+    Args:
+        files: Where the images of the thumbnails lie.
+        least_score: Of a pair, in (0, 1].
+        workers: Threads that read files.
     """
     originals, copies = equal_files(thumbnails.content)
     rows = originals[thumbnails.contrast[originals] >= LEAST_CONTRAST]
@@ -39,10 +54,14 @@ def find_copies(thumbnails: Thumbnails, least_score: float = SAME_PICTURE, progr
     if len(rows) > 1:
         pairs = find_candidates(pixels, progress)
         alignment = align(pixels, pairs, progress)
-        for number in np.flatnonzero(alignment.score >= least_score).tolist():
+        alike = np.flatnonzero(alignment.score >= LOOKS_ALIKE)
+        pairs = Pairs(*(column[alike] for column in pairs))
+        alignment = Alignment(*(column[alike] for column in alignment))
+        scores = confirm([files[row] for row in rows.tolist()], pairs, alignment, workers, progress)
+        for number in np.flatnonzero(scores >= least_score).tolist():
             how = _how(pairs, number, alignment.warp[number].tolist())
             first, second = int(rows[pairs.first[number]]), int(rows[pairs.second[number]])
-            copies.append(Copy(first, second, float(alignment.score[number]), how))
+            copies.append(Copy(first, second, float(scores[number]), how))
     return sorted(copies, key=lambda copy: (-copy.score, copy.first, copy.second))
 
 

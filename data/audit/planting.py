@@ -6,7 +6,6 @@ Axes: **H W** rows and columns.
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import simplejpeg
 import torch
 from jaxtyping import Float

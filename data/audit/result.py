@@ -70,7 +70,7 @@ def audit(
         raise InputError(
             f"{table['file'].iat[0]}: {thumbnails.reasons[0]}; not one image can be read: is the root right?"
         )
-    copies = find_copies(thumbnails, least_score, progress)
+    copies = find_copies(thumbnails, [Path(file) for file in table["file"]], least_score, workers, progress)
     flags, notes = flag_images(thumbnails, table["view"].tolist())
     groups = pd.Series(groups_of(copies, len(table)))
     sides = table["side"].groupby(groups).nunique()

@@ -33,8 +33,8 @@ class Thumbnails:
     """Equalised thumbnails, their contrast before equalisation, and what could not be read.
 
     `contrast` is the span between the 2nd and 98th percentile of the image's grey values in [0, 1], NaN where
-    unreadable; `content` has the xxh3_64 of each file's bytes and `reasons` why it was not read, "" where it was (and the
-    other way round). The thumbnail of an unreadable image is black.
+    unreadable; `content` has the xxh3_64 of each file's bytes, "" where it was not read, and `reasons` says why it was
+    not, "" where it was. The thumbnail of an unreadable image is black.
     """
 
     pixels: UInt8[np.ndarray, "N S S"]
@@ -75,10 +75,10 @@ def read_thumbnails(paths: Sequence[Path], workers: int = os.cpu_count() or 1, p
     return Thumbnails(pixels, contrast, content, reasons)
 
 
-def thumbnail(image: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "S S"]:
+def thumbnail(image: Float[np.ndarray, "H W"], side: int = SIDE) -> UInt8[np.ndarray, "S S"]:
     """Cut off bars, stretch to a square, equalise."""
     image = without_bars(image)
-    small = resize(torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)), SIDE, SIDE).numpy()
+    small = resize(torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)), side, side).numpy()
     return equalised(small)
 
 
