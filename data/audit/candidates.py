@@ -5,14 +5,14 @@ scaled to variance 1: what all chests share counts little, what tells them apart
 itself and with windows of itself, mirrored or not, because a crop as a whole resembles a window of its original,
 and once with black and white exchanged.
 
-Axes: **N** images, **S** side of a thumbnail, **n** side of what a descriptor sees, **D** components, **V** variants,
+Axes: **N** images, **S** side of a thumbnail, **g** side of what a descriptor sees, **G** its g * g values, **D** components, **V** variants,
 **M** pairs.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Num, UInt8
 from tqdm import tqdm
 
 from data.audit.thumbnails import SIDE
@@ -64,8 +64,9 @@ VARIANTS = all_variants()
 
 def find_candidates(pixels: UInt8[np.ndarray, "N S S"], progress: bool = True) -> Pairs:
     """The pairs with the most similar descriptors, at most `NEIGHBOURS` for each image that asks."""
-    projection = Projection.fit(grids(pixels, Variant()))
-    stored = projection(grids(pixels, Variant()))
+    whole = grids(pixels, Variant())
+    projection = Projection.fit(whole)
+    stored = projection(whole)
     index = _index(stored)
     parts = [
         _search(index, projection, pixels[start : start + QUERIES], start)
@@ -74,12 +75,15 @@ def find_candidates(pixels: UInt8[np.ndarray, "N S S"], progress: bool = True) -
     return _each_once(Pairs(*(np.concatenate(columns) for columns in zip(*parts, strict=True))))
 
 
-def grids(pixels: UInt8[np.ndarray, "N S S"], variant: Variant) -> Float32[np.ndarray, "N n*n"]:
+def grids(pixels: Num[np.ndarray, "N S S"], variant: Variant) -> Float32[np.ndarray, "N G"]:
     """Thumbnails shrunk to `GRID` x `GRID` under a variant, mean 0, length 1."""
     rows, columns = _sampling(variant.top, variant.bottom), _sampling(variant.left, variant.right)
     if variant.flipped:
         columns = columns[:, ::-1]
-    small = np.matmul(np.matmul(rows, pixels.astype(np.float32)), columns.T).reshape(len(pixels), -1)
+    small = np.empty((len(pixels), GRID * GRID), dtype=np.float32)
+    for start in range(0, len(pixels), QUERIES):  # all at once would take four times the thumbnails' memory
+        part = pixels[start : start + QUERIES].astype(np.float32)
+        small[start : start + QUERIES] = np.matmul(np.matmul(rows, part), columns.T).reshape(len(part), -1)
     small -= small.mean(axis=1, keepdims=True)
     return _unit(-small if variant.inverted else small)
 
@@ -87,11 +91,11 @@ def grids(pixels: UInt8[np.ndarray, "N S S"], variant: Variant) -> Float32[np.nd
 class Projection(NamedTuple):
     """Subtract `mean`, multiply by `matrix`, scale to length 1."""
 
-    mean: Float32[np.ndarray, "n*n"]
-    matrix: Float32[np.ndarray, "n*n D"]
+    mean: Float32[np.ndarray, "G"]
+    matrix: Float32[np.ndarray, "G D"]
 
     @classmethod
-    def fit(cls, small: Float32[np.ndarray, "N n*n"]) -> "Projection":
+    def fit(cls, small: Float32[np.ndarray, "N G"]) -> "Projection":
         """Whitened principal components; with fewer than 16 images, nothing is projected."""
         count = min(COMPONENTS, len(small) // IMAGES_PER_COMPONENT)
         if count < 2:
@@ -103,12 +107,12 @@ class Projection(NamedTuple):
         scale = np.sqrt(np.maximum(variances, 1e-4 * variances[0] + 1e-12))
         return cls(mean.astype(np.float32), (directions / scale).astype(np.float32))
 
-    def __call__(self, small: Float32[np.ndarray, "N n*n"]) -> Float32[np.ndarray, "N D"]:
+    def __call__(self, small: Float32[np.ndarray, "N G"]) -> Float32[np.ndarray, "N D"]:
         """Descriptors, whose inner product is their similarity in [-1, 1]."""
         return _unit((small - self.mean) @ self.matrix)
 
 
-def _sampling(start: float, end: float) -> Float32[np.ndarray, "n S"]:
+def _sampling(start: float, end: float) -> Float32[np.ndarray, "g S"]:
     """Weights of a triangle filter that shrinks a stretch of a side to `GRID` values."""
     reach = max(1.0, (end - start) * SIDE / GRID)
     centres = (start + (np.arange(GRID) + 0.5) * (end - start) / GRID) * SIDE

@@ -1,6 +1,6 @@
 """Copies planted on purpose, to measure whether the audit finds them: flipped, cropped, re-encoded, relit.
 
-Axes: **H W** rows and columns.
+Axes: **H W** rows and columns, **h w** of a copy.
 """
 
 from pathlib import Path
@@ -61,12 +61,12 @@ def write_copy(source: Path, target: Path, kind: str, rng: np.random.Generator) 
     target.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels)[..., None], quality, "GRAY"))
 
 
-def _flipped(image: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
+def _flipped(image: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
     """Left and right exchanged."""
     return image[:, ::-1]
 
 
-def _cropped(image: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
+def _cropped(image: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
     """75 to 95 % of each side, for each by itself, anywhere: 56 to 90 % of the area."""
     corner_and_size = []
     for side in image.shape:
@@ -76,11 +76,11 @@ def _cropped(image: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float
     return image[top : top + height, left : left + width]
 
 
-def _smaller(image: Float[np.ndarray, "H W"], scale: float) -> Float[np.ndarray, "H W"]:
+def _smaller(image: Float[np.ndarray, "H W"], scale: float) -> Float[np.ndarray, "h w"]:
     H, W = image.shape
     return resize(torch.from_numpy(np.ascontiguousarray(image)), round(scale * H), round(scale * W)).numpy()
 
 
-def _relit(image: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
+def _relit(image: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
     """Another gamma (0.5 to 2), contrast (0.6 to 1.2) and brightness (up to 0.15); clipped at black and white."""
     return rng.uniform(0.6, 1.2) * image ** (2 ** rng.uniform(-1, 1)) + rng.uniform(-0.15, 0.15)

@@ -4,7 +4,7 @@ Bars around the picture are cut off and the rest is stretched to a square, which
 resized copies alike. Grey values are ranks within the image (a full histogram equalisation), which no monotone change
 of brightness, contrast or gamma alters. What remains between copies is a shift and a scale per axis.
 
-Axes: **H W** an image's rows and columns, **S** the side of a thumbnail, **N** images.
+Axes: **H W** an image's rows and columns, **h w** without bars, **S** the side of a thumbnail, **N** images.
 """
 
 import os
@@ -82,7 +82,7 @@ def thumbnail(image: Float[np.ndarray, "H W"], side: int = SIDE) -> UInt8[np.nda
     return equalised(small)
 
 
-def without_bars(image: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
+def without_bars(image: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "h w"]:
     """The image without constant rows and columns around it."""
     top, bottom = _kept(image)
     left, right = _kept(image[top:bottom].T)
