@@ -5,8 +5,8 @@ scaled to variance 1: what all chests share counts little, what tells them apart
 itself and with windows of itself, mirrored or not, because a crop as a whole resembles a window of its original,
 and once with black and white exchanged.
 
-Axes: **N** images, **S** side of a thumbnail, **g** side of what a descriptor sees, **G** its g * g values, **D** components, **V** variants,
-**M** pairs.
+Axes: **N** images, **S** side of a thumbnail, **g** side of what a descriptor sees, **G** its g * g values, **D**
+components, **Q** images that ask, **M** pairs.
 """
 
 from typing import NamedTuple
@@ -134,7 +134,7 @@ def _index(stored: Float32[np.ndarray, "N D"]):
     else:
         index = faiss.index_factory(D, f"IVF{int(4 * N**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
         index.train(stored[:: max(1, N // 50_000)])
-        index.nprobe = CELLS_PROBED
+        faiss.ParameterSpace().set_index_parameter(index, "nprobe", CELLS_PROBED)
     index.add(stored)
     return index
 

@@ -101,5 +101,5 @@ def _run(options: Namespace) -> None:
     print(f"{found.verdict}; see {out_dir / 'audit.html'}")
 
 
-def _write(path: Path, names: list[str], rows: list[tuple[str, ...]]) -> None:
+def _write(path: Path, names: list[str], rows: Sequence[tuple[str, ...]]) -> None:
     write_table(path, pd.DataFrame(rows, columns=names, dtype="str"))

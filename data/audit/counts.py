@@ -35,12 +35,12 @@ class Counts:
 def count(manifest: Manifest) -> Counts:
     """Count everything in one manifest."""
     images = manifest.images
-    sizes = images.groupby("study_id").size().value_counts().sort_index()
+    sizes, numbers = np.unique(images.groupby("study_id").size().to_numpy(), return_counts=True)
     per_patient = images.groupby("patient_id")["study_id"].agg(["size", "nunique"])
     positive = (manifest.labels == 1).astype(np.int64)
     return Counts(
         splits={split: describe(manifest.of_split(split)) for split in SPLITS},
-        study_sizes={int(size): int(number) for size, number in sizes.items()},  # ty: ignore[invalid-argument-type]
+        study_sizes=dict(zip(sizes.tolist(), numbers.tolist(), strict=True)),
         patients_with_several_images=int((per_patient["size"] > 1).sum()),
         patients_with_several_studies=int((per_patient["nunique"] > 1).sum()),
         missing=missing(manifest),

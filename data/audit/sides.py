@@ -81,7 +81,7 @@ def overlaps(table: pd.DataFrame, column: str) -> list[Overlap]:
     Args:
         column: "patient_id" or "image_id".
     """
-    counts = table.groupby(["archive", column, "place", "side"], sort=True).size().reset_index(name="images")
+    counts = table.value_counts(["archive", column, "place", "side"], sort=False).rename("images").reset_index()
     repeated = counts[counts.duplicated(["archive", column], keep=False)]
     found = [
         Overlap(
@@ -94,7 +94,7 @@ def overlaps(table: pd.DataFrame, column: str) -> list[Overlap]:
 
 def shared_ids(table: pd.DataFrame, column: str) -> list[SharedIds]:
     """Ids that occur in two archives; whether they mean the same, nobody can tell from the tables."""
-    ids = {name: set(rows[column]) for name, rows in table.groupby("archive", sort=True)}
+    ids = {str(name): set(rows[column]) for name, rows in table.groupby("archive", sort=True)}
     names = list(ids)
     found = []
     for number, first in enumerate(names):
