@@ -144,7 +144,7 @@ def _column(
     ranked = scores[order]
     ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1) if len(ranked) else np.arange(0)
     rows = _row_sums(scores.astype(np.float64), positive, cut)
-    sums = np.stack([np.bincount(patients, weights=row, minlength=num_patients) for row in rows], axis=1)
+    sums = np.stack([np.bincount(patients, weights=row, minlength=num_patients) * 1.0 for row in rows], axis=1)
     return _Column(patients[order], positive[order], ends, sums, not np.isnan(cut))
 
 

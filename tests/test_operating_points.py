@@ -80,7 +80,9 @@ def test_brier_score_equals_scikit_learn_and_is_undefined_without_known_labels()
     for c in (0, 1, 3):
         known = ~np.isnan(targets[:, c])
         truth = targets[known, c]
-        assert found[c] == pytest.approx(brier_score_loss(truth, scores[known, c], pos_label=1), abs=1e-12)
+        assert found[c] == pytest.approx(
+            brier_score_loss(truth, scores[known, c].astype(np.float64), pos_label=1), abs=1e-12
+        )
     assert np.isnan(found[2])
     with pytest.raises(InputError, match="apply a sigmoid"):
         brier_score(8 * scores - 4, targets)

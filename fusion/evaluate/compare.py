@@ -58,6 +58,7 @@ def compare(
         "second": second.name,
         "splits": list(first.evaluated.splits),
         "group_by": sources[0].by,
+        "fused_by": {name: source.by for name, source in zip(names, sources, strict=True)},
         "classes": list(first.evaluated.classes),
         "images_not_compared": {name: count - len(first.evaluated.images) for name, count in left_out.items()},
         "thresholds_from": None if first.thresholds is None or second.thresholds is None else "val",
@@ -68,7 +69,7 @@ def compare(
         report[unit] = _unit(first, second, unit, scored[unit], settings)
     report["moved"] = moved_most(first.evaluated.groups, second.evaluated.groups, settings.classes)
     results = scored["images"].results["AP"]
-    return Comparison(report, results.macro(first.name) - results.macro(second.name))
+    return Comparison(report, results.macro("first") - results.macro("second"))
 
 
 def _side(name: str, source: Source, manifest: Manifest, by: By, about: About | None, only: Template | None) -> Side:
@@ -77,45 +78,46 @@ def _side(name: str, source: Source, manifest: Manifest, by: By, about: About | 
 
 
 def _score(first: Side, second: Side, unit: str, settings: Settings) -> Scored:
-    thresholds = {side.name: side.thresholds[unit] for side in (first, second) if side.thresholds}
+    sides = {"first": first, "second": second}
+    thresholds = {name: side.thresholds[unit] for name, side in sides.items() if side.thresholds}
     return bootstrap_scores(_methods(first, second, unit), getattr(first.evaluated, unit), thresholds, settings)
 
 
 def _methods(first: Side, second: Side, unit: str) -> dict[str, Float32[np.ndarray, "N C"]]:
-    return {side.name: getattr(side.evaluated, unit).probabilities for side in (first, second)}
+    return {
+        "first": getattr(first.evaluated, unit).probabilities,
+        "second": getattr(second.evaluated, unit).probabilities,
+    }
 
 
 def _unit(first: Side, second: Side, unit: str, scored: Scored, settings: Settings) -> dict[str, Any]:
     """One unit: headline numbers, classes and parts, each with both sides and their difference."""
     rows: Rows = getattr(first.evaluated, unit)
-    names = (first.name, second.name)
     methods = _methods(first, second, unit)
     return {
         "rows": len(rows),
         "patients": len(set(rows.patient_ids)),
         "headline": {
-            key: {name: interval(scored.interval(key, name)) for name in names}
-            | {"difference": interval(scored.difference(key, *names))}
+            key: {name: interval(scored.interval(key, name)) for name in methods}
+            | {"difference": interval(scored.difference(key, "first", "second"))}
             for key in scored.columns
         },
         "per_class": {
-            name: _class(c, names, methods, rows, scored) | {"group": settings.bands[name]}
+            name: _class(c, methods, rows, scored) | {"group": settings.bands[name]}
             for c, name in enumerate(settings.classes)
         },
         "parts": parts_report(methods, rows, settings),
     }
 
 
-def _class(
-    column: int, names: tuple[str, str], methods: dict[str, Float32[np.ndarray, "N C"]], rows: Rows, scored: Scored
-) -> dict[str, Any]:
+def _class(column: int, methods: dict[str, Float32[np.ndarray, "N C"]], rows: Rows, scored: Scored) -> dict[str, Any]:
     known, positive = hard_labels(rows.targets[:, column])
     correlation = rank_correlation(*(values[:, column] for values in methods.values()))
     return {
         "positives": int(positive.sum()),
         "known": int(known.sum()),
         "rank_correlation": None if np.isnan(correlation) else correlation,
-        "AP": {name: interval(scored.results["AP"].interval(name, [column])) for name in names},
-        "AP_difference": interval(scored.results["AP"].difference(*names, [column])),
-        "AUROC_difference": interval(scored.results["AUROC"].difference(*names, [column])),
+        "AP": {name: interval(scored.results["AP"].interval(name, [column])) for name in methods},
+        "AP_difference": interval(scored.results["AP"].difference("first", "second", [column])),
+        "AUROC_difference": interval(scored.results["AUROC"].difference("first", "second", [column])),
     }

@@ -55,7 +55,8 @@ def _moved(
     positive: Bool[np.ndarray, "G C"],
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
-    moved = np.argsort(-np.abs(gains[group]), kind="stable")[:3].tolist()
+    largest = np.argsort(-np.abs(gains[group]), kind="stable")[:3].tolist()
+    moved = [c for c in largest if gains[group, c] != 0]
     return {
         "id": rows.ids[group],
         "views": rows.views[group],

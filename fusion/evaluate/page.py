@@ -12,7 +12,7 @@ from data.spans import number, span
 from data.tables import write_table
 from fusion.evaluate.compare import Comparison
 from fusion.evaluate.report import HEADLINES, UNITS
-from fusion.evaluate.scores import HIGHER_IS_WORSE
+from fusion.evaluate.scores import FEW_PATIENTS, HIGHER_IS_WORSE
 from fusion.evaluate.svg import better, histogram, interval_bar, scatter
 
 PAGE = "comparison.html"
@@ -41,7 +41,7 @@ def render(comparison: Comparison) -> str:
     difference = images["headline"]["mAP"]["difference"]
     classes = {unit: scored_classes(report[unit]) for unit in UNITS}
     points = [
-        (name, values["AP"][report["first"]]["estimate"], values["AP"][report["second"]]["estimate"])
+        (name, values["AP"]["first"]["estimate"], values["AP"]["second"]["estimate"])
         for name, values in classes["images"].items()
     ]
     return environment.get_template("page.html").render(
@@ -55,6 +55,7 @@ def render(comparison: Comparison) -> str:
         absent=[name for name in report["classes"] if name not in classes["images"]],
         limits={"headline": headline_limit(report), "classes": class_limit(classes), "parts": part_limit(report)},
         verdict=verdict(report),
+        notes=notes(report),
         histogram=histogram(comparison.replicates, difference["low"], difference["high"]),
         scatter=scatter(points, report["first"], report["second"]),
     )
@@ -77,14 +78,11 @@ def scored_classes(unit: dict[str, Any]) -> dict[str, Any]:
 
 def comparison_lines(report: dict[str, Any]) -> list[str]:
     """The comparison as text."""
-    first, second = report["first"], report["second"]
     lines = [
-        f"A = {first}, B = {second}; split {' and '.join(report['splits'])};"
+        f"A = {report['first']}, B = {report['second']}; split {' and '.join(report['splits'])};"
         f" [95 % interval by patient bootstrap, {report['replicates']} replicates, paired]"
     ]
-    for name, count in report["images_not_compared"].items():
-        if count:
-            lines.append(f"{count} images of {name} are not in the other one and were left out.")
+    lines += notes(report)
     for unit in UNITS:
         part = report[unit]
         lines += [
@@ -93,15 +91,27 @@ def comparison_lines(report: dict[str, Any]) -> list[str]:
         ]
         for key, words in HEADLINES.items():
             values = part["headline"][key]
-            cells = [span(values[first]), span(values[second]), span(values["difference"], "+")]
+            cells = [span(values["first"]), span(values["second"]), span(values["difference"], "+")]
             lines.append(f"{words.format(**report):<36}{cells[0]:<26}{cells[1]:<26}{cells[2]}")
     lines += ["", f"{'class (images)':<36}{'AP of A':>9}{'AP of B':>9}   {'A - B':<26}rank correlation"]
     for name, values in scored_classes(report["images"]).items():
-        cells = "".join(f"{number(values['AP'][side]['estimate']):>9}" for side in (first, second))
+        cells = "".join(f"{number(values['AP'][side]['estimate']):>9}" for side in ("first", "second"))
         lines.append(
             f"{name:<36}{cells}   {span(values['AP_difference'], '+'):<26}{number(values['rank_correlation'])}"
         )
     return [*lines, "", verdict(report)]
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """What makes the comparison less than plain."""
+    lines = []
+    for name, count in report["images_not_compared"].items():
+        if count:
+            lines.append(f"{count} images of {name} have no prediction in the other one and were left out.")
+    (first, by), (second, other) = report["fused_by"].items()
+    if by != other:
+        lines.append(f"{first} fused by {by}, {second} by {other}: both are judged by the labels of the {by}.")
+    return lines
 
 
 def class_table(report: dict[str, Any], unit: str) -> pd.DataFrame:
@@ -110,7 +120,7 @@ def class_table(report: dict[str, Any], unit: str) -> pd.DataFrame:
     for name, values in report[unit]["per_class"].items():
         row = {"class": name, "group": values["group"]}
         row |= {"known": str(values["known"]), "positives": str(values["positives"])}
-        row |= {"AP_A": values["AP"][report["first"]]["estimate"], "AP_B": values["AP"][report["second"]]["estimate"]}
+        row |= {"AP_A": values["AP"]["first"]["estimate"], "AP_B": values["AP"]["second"]["estimate"]}
         for key in ("AP", "AUROC"):
             difference = values[f"{key}_difference"]
             row |= {f"{key}_A_minus_B{end}": difference[part] for end, part in
@@ -132,9 +142,9 @@ def class_limit(classes: dict[str, Any]) -> float:
 
 
 def part_limit(report: dict[str, Any]) -> float:
-    """The scale of all bars of parts."""
-    factors = [parts for unit in UNITS for parts in report[unit]["parts"].values()]
-    return widest([part["difference"] for parts in factors for part in parts.values() if "difference" in part])
+    """The scale of all bars of parts; a handful of patients does not set it."""
+    parts = [part for factor in report["groups"]["parts"].values() for part in factor.values()]
+    return widest([part["difference"] for part in parts if part["patients"] >= FEW_PATIENTS])
 
 
 def widest(differences: list[dict[str, Any]]) -> float:

@@ -6,8 +6,10 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-BAR_WIDTH, BAR_HEIGHT = 150, 18
+BAR_WIDTH, BAR_HEIGHT = 150.0, 18.0
 BINS = 30
+SIZE, MARGIN, TOP = 340.0, 34.0, 22.0
+NAMED = 4
 
 
 def interval_bar(value: dict[str, float | None], limit: float, higher_is_better: bool = True) -> Markup:
@@ -18,7 +20,7 @@ def interval_bar(value: dict[str, float | None], limit: float, higher_is_better:
         limit: What the half-width stands for; larger values are cut off at the edge.
     """
     middle, y = BAR_WIDTH / 2, BAR_HEIGHT / 2
-    marks = Markup('<line class="zero" x1="{0}" x2="{0}" y1="1" y2="{1}"/>').format(middle, BAR_HEIGHT - 1)
+    marks = Markup('<line class="zero" x1="{0:g}" x2="{0:g}" y1="1" y2="{1:g}"/>').format(middle, BAR_HEIGHT - 1)
     estimate, low, high = value["estimate"], value["low"], value["high"]
     if estimate is not None and low is not None and high is not None:
         x = [middle + np.clip(v / limit, -1, 1) * (middle - 5) for v in (low, estimate, high)]
@@ -29,78 +31,80 @@ def interval_bar(value: dict[str, float | None], limit: float, higher_is_better:
 
 
 def better(value: dict[str, float | None], higher_is_better: bool = True) -> str:
-    """ "first", "second", or "neither" where the interval includes 0 or is undefined."""
+    """Which side is better, "first" or "second"; "neither" where the interval includes 0 or is undefined."""
     low, high = value["low"], value["high"]
     if low is None or high is None or low <= 0 <= high:
         return "neither"
     return "first" if (low > 0) == higher_is_better else "second"
 
 
-def histogram(differences: Float[np.ndarray, "R"], low: float, high: float) -> Markup:
-    """Differences of all replicates; those outside the interval are pale."""
-    width, height, base = 340, 130, 104
+def histogram(differences: Float[np.ndarray, "R"], low: float | None, high: float | None) -> Markup:
+    """Differences of all replicates, 0 always in sight; those outside the interval are pale."""
+    width, height, base = 340.0, 130.0, 104.0
     defined = differences[~np.isnan(differences)]
-    edge = max(float(np.abs(defined).max(initial=0)), 1e-6)
-    counts, edges = np.histogram(
-        defined,
-        bins=BINS,
-        range=(min(defined.min(initial=0), 0), max(defined.max(initial=0), 0)) if edge > 1e-6 else (-edge, edge),
-    )
-
-    def place(value: float) -> float:
-        return 8 + (value - edges[0]) / (edges[-1] - edges[0]) * (width - 16)
-
+    left, right = min(defined.min(initial=0.0), 0.0), max(defined.max(initial=0.0), 0.0)
+    counts, edges = np.histogram(defined, bins=BINS, range=(left, right) if left < right else (-1.0, 1.0))
+    x = 8 + (edges - edges[0]) / (edges[-1] - edges[0]) * (width - 16)
+    zero = float(np.interp(0, edges, x))
     marks = Markup()
-    for count, left, right in zip(counts.tolist(), edges, edges[1:], strict=False):
-        inside = low <= (left + right) / 2 <= high
-        tall = count / max(counts.max(), 1) * (base - 8)
+    for number, count in enumerate(counts.tolist()):
+        middle, tall = (edges[number] + edges[number + 1]) / 2, count / max(counts.max(), 1) * (base - 8)
+        inside = low is not None and high is not None and low <= middle <= high
         marks += Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-            "inside" if inside else "outside", place(left), base - tall, place(right) - place(left) - 0.6, tall
+            "inside" if inside else "outside", x[number], base - tall, x[number + 1] - x[number] - 0.6, tall
         )
     marks += Markup('<line class="axis" x1="8" x2="{0}" y1="{1}" y2="{1}"/>').format(width - 8, base)
-    marks += Markup('<line class="zero" x1="{0:.1f}" x2="{0:.1f}" y1="2" y2="{1}"/>').format(place(0.0), base)
-    for value, anchor in ((edges[0], "start"), (edges[-1], "end")):
-        marks += _text(place(value), base + 16, f"{value:+.3f}", anchor)
-    if 0.15 < (place(0.0) - 8) / (width - 16) < 0.85:
-        marks += _text(place(0.0), base + 16, "0", "middle")
+    marks += Markup('<line class="zero" x1="{0:.1f}" x2="{0:.1f}" y1="2" y2="{1}"/>').format(zero, base)
+    for place, value, anchor in ((x[0], edges[0], "start"), (x[-1], edges[-1], "end")):
+        if value:
+            marks += _text(place, base + 16, f"{value:+.3f}", anchor)
+    marks += _text(zero, base + 16, "0", "middle") if 45 < zero < width - 45 or zero in (x[0], x[-1]) else Markup()
     return _svg(marks, width, height, "histogram", "mAP difference of every bootstrap replicate")
 
 
 def scatter(points: Sequence[tuple[str, float, float]], first: str, second: str) -> Markup:
-    """Average precision per class: B across, A up; above the diagonal A is better. The four furthest are named."""
-    size, margin = 340, 34
+    """Average precision per class, A's and B's.
 
-    def place(value: float) -> float:
-        return margin + value * (size - margin - 10)
-
-    marks = Markup('<path class="zero" d="M{0} {1}L{2} {3}"/>').format(
-        place(0), size - place(0), place(1), size - place(1)
-    )
-    marks += Markup('<path class="axis" d="M{0} {1}V{2}H{3}" fill="none"/>').format(
-        place(0), size - place(1), size - place(0), place(1)
-    )
-    far = {name for name, _, _ in sorted(points, key=lambda point: -abs(point[1] - point[2]))[:4]}
+    B across, A up: above the diagonal A is better. The `NAMED` classes furthest from it are named.
+    """
+    low, high = MARGIN, SIZE - TOP  # of 0 and 1 across; up, the picture is turned over
+    marks = Markup('<line class="zero" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(low, SIZE - low, high, SIZE - high)
+    marks += Markup('<path class="axis" d="M{0} {1}V{2}H{3}" fill="none"/>').format(low, SIZE - high, SIZE - low, high)
     for name, a, b in points:
         side = "first" if a > b else "second" if b > a else "neither"
-        x, y = place(b), size - place(a)
-        marks += Markup(
-            '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}: {:.3f}, {:.3f}</title></circle>'
-        ).format(side, x, y, name, a, b)
-        if name in far:
-            marks += _text(x - 7 if a > b else x + 7, y + 4, name, "end" if a > b else "start")
+        marks += Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>').format(
+            side, _across(b), SIZE - _across(a), f"{name}: {a:.3f}, {b:.3f}"
+        )
+    marks += _names(points)
     for value in (0.0, 0.5, 1.0):
-        marks += _text(place(value), size - margin + 15, f"{value:g}", "middle")
-        marks += _text(margin - 6, size - place(value) + 4, f"{value:g}", "end")
-    marks += _text(place(1), size - 4, f"AP of {second}", "end")
-    marks += _text(place(0) + 6, size - place(1) + 6, f"AP of {first}", "start")
-    return _svg(marks, size, size, "scatter", "average precision of each class")
+        marks += _text(_across(value), SIZE - MARGIN + 15, f"{value:g}", "middle")
+        marks += _text(MARGIN - 6, SIZE - _across(value) + 4, f"{value:g}", "end")
+    marks += _text(high, SIZE - 4, f"AP of {second}", "end")
+    marks += _text(low - 8, SIZE - high - 11, f"AP of {first}", "start")
+    return _svg(marks, SIZE, SIZE, "scatter", "average precision of each class")
+
+
+def _names(points: Sequence[tuple[str, float, float]]) -> Markup:
+    """Names of the classes furthest from the diagonal, on its far side, none above another's line."""
+    far = sorted(points, key=lambda point: -abs(point[1] - point[2]))[:NAMED]
+    marks, lowest = Markup(), {"end": 0.0, "start": 0.0}
+    for name, a, b in sorted(far, key=lambda point: -point[1]):
+        anchor, shift = ("end", -7) if a > b else ("start", 7)
+        y = max(SIZE - _across(a) + 4, lowest[anchor] + 12)
+        lowest[anchor] = y
+        marks += _text(_across(b) + shift, y, name, anchor)
+    return marks
+
+
+def _across(value: float) -> float:
+    return MARGIN + value * (SIZE - MARGIN - TOP)
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
 
 
-def _svg(marks: Markup, width: int, height: int, name: str, label: str) -> Markup:
-    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+def _svg(marks: Markup, width: float, height: float, name: str, label: str) -> Markup:
+    return Markup('<svg class="{}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
         name, width, height, label, marks
     )
