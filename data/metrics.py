@@ -1,5 +1,7 @@
 """Scores of ranked findings: exact average precision and AUROC, F1, calibration, over known labels only.
 
+Thresholds other than one half and sensitivity are in `data.operating_points`.
+
 Axes: **N** rows (images or groups), **C** classes.
 
 Every number here needs a hard label. A target above 0.5 counts as positive, any other known target as negative
@@ -121,11 +123,29 @@ def calibration_error(
         InputError: A probability lies outside [0, 1]; else as in `average_precision`.
     """
     known, positive = _checked(probabilities, targets)
-    if probabilities.size and (probabilities.min() < 0 or probabilities.max() > 1):
-        found = f"{probabilities.min():.6g} to {probabilities.max():.6g}"
-        raise InputError(f"calibration needs probabilities in [0, 1], found {found}; apply a sigmoid to logits first")
+    check_probabilities(probabilities)
     columns = _known_columns(probabilities, known, positive)
     return np.array([_calibration_gap(scores, labels) for scores, labels in columns])
+
+
+def brier_score(probabilities: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "C"]:
+    """Mean squared distance of each class's probability from its label, 0 or 1 (Brier 1950, one term of his two).
+
+    Equal to `sklearn.metrics.brier_score_loss`. NaN for a class without known labels. Errors as in
+    `calibration_error`.
+    """
+    known, positive = _checked(probabilities, targets)
+    check_probabilities(probabilities)
+    squares = np.where(known, np.square(probabilities.astype(np.float64) - positive), 0.0).sum(axis=0)
+    count = known.sum(axis=0)
+    return np.divide(squares, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def check_probabilities(values: Float[np.ndarray, "*shape"]) -> None:
+    """Refuse values outside [0, 1], such as logits."""
+    if values.size and (values.min() < 0 or values.max() > 1):
+        found = f"{values.min():.6g} to {values.max():.6g}"
+        raise InputError(f"calibration needs probabilities in [0, 1], found {found}; apply a sigmoid to logits first")
 
 
 def summary(

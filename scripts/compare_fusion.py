@@ -159,7 +159,7 @@ def classes(
             table[name] = {
                 "seen in": sorted(seen[name] - {"other"}),
                 "positives": int(np.nansum(labels[:, c])),
-                **{method: round(float(means.class_ap[method][c]), 4) for method in METHODS},
+                **{method: round(float(means.class_values[method][c]), 4) for method in METHODS},
                 "fusion - best": rounded(means.difference(OURS, "best", [c])),
                 "fusion - published wiring": rounded(means.difference(OURS, PUBLISHED, [c])),
             }
