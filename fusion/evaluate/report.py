@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from data.errors import InputError
 from data.files import atomic_write
-from data.labels import class_groups
+from data.label_spaces import class_groups
 from data.manifest import Manifest
 from data.operating_points import best_f1_thresholds
 from data.spans import number, span
