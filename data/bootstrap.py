@@ -85,13 +85,13 @@ class BootstrapResult:
 
     def interval(self, method: str, classes: Sequence[int] | None = None) -> Interval:
         """Macro mAP over the columns `classes` (None: all), such as the tail."""
-        return _percentiles(self.estimate(method, classes), self.macro(method, classes), self.confidence)
+        return percentiles(self.estimate(method, classes), self.macro(method, classes), self.confidence)
 
     def difference(self, first: str, second: str, classes: Sequence[int] | None = None) -> Difference:
         """Macro mAP of `first` minus that of `second` over the columns `classes` (None: all)."""
         changes = self.macro(first, classes) - self.macro(second, classes)
         estimate = self.estimate(first, classes) - self.estimate(second, classes)
-        interval = _percentiles(estimate, changes, self.confidence)
+        interval = percentiles(estimate, changes, self.confidence)
         defined = changes[~np.isnan(changes)]
         share = float((defined > 0).mean()) if defined.size else float("nan")
         return Difference(**vars(interval), share_above_zero=share)
@@ -168,7 +168,7 @@ def ratio_interval(
     top = result.macro(numerator[0]) - result.macro(numerator[1])
     bottom = result.macro(denominator[0]) - result.macro(denominator[1])
     ratios = np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom != 0)
-    return _percentiles(result.difference(*numerator).estimate / below.estimate, ratios, result.confidence)
+    return percentiles(result.difference(*numerator).estimate / below.estimate, ratios, result.confidence)
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _replicate_all(
     results = {method: np.full((replicates, len(columns)), np.nan) for method, columns in rankings.items()}
     for start in range(0, replicates, chunk):
         stop = min(start + chunk, replicates)
-        weights = _draw(generator, num_patients, stop - start)
+        weights = draw_patients(generator, num_patients, stop - start)
         for method, columns in rankings.items():
             for c, ranking in enumerate(columns):
                 if ranking is not None:
@@ -232,7 +232,7 @@ def _replicate_all(
     return results
 
 
-def _draw(generator: np.random.Generator, num_patients: int, replicates: int) -> Int32[np.ndarray, "P R"]:
+def draw_patients(generator: np.random.Generator, num_patients: int, replicates: int) -> Int32[np.ndarray, "P R"]:
     """How often each patient was drawn: one replicate after the other, so that chunks do not change the draws."""
     weights = np.empty((num_patients, replicates), dtype=np.int32)
     for r in range(replicates):
@@ -262,7 +262,8 @@ def _count_dropped(replicate_ap: dict[str, Float[np.ndarray, "R C"]]) -> Int[np.
     return absent[0].sum(axis=0)
 
 
-def _percentiles(estimate: float, values: Float[np.ndarray, "R"], confidence: float) -> Interval:
+def percentiles(estimate: float, values: Float[np.ndarray, "R"], confidence: float) -> Interval:
+    """The interval of a value's replicates; NaN ones are left out and not counted."""
     defined = values[~np.isnan(values)]
     if not defined.size:
         return Interval(estimate, float("nan"), float("nan"), 0)
