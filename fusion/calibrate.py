@@ -195,11 +195,11 @@ def table_lines(report: dict[str, Any], part: str, method: str, crossed: bool) -
     last = "" if crossed else "mAP change"
     lines = [
         f"{part}: {report['groups']} groups, {how}; means over {report['classes']} classes [95 % interval by patient]",
-        f"  {'':<13}{'ECE':<23}{'change':<27}{'Brier score':<23}{'change':<27}{last}".rstrip(),
+        f"  {'':<13}{'ECE':<25}{'change':<29}{'Brier score':<25}{'change':<29}{last}".rstrip(),
     ]
     for name, own in report["methods"].items():
         mark = "*" if name == method else " "
-        cells = [f"{span(own[key], digits=4):<23}{change(own, key):<27}" for key in ("ECE", "Brier")] + [
+        cells = [f"{span(own[key], digits=4):<25}{change(own, key):<29}" for key in ("ECE", "Brier")] + [
             change(own, "mAP")
         ]
         if crossed:

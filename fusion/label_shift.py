@@ -195,7 +195,7 @@ def table_lines(report: dict[str, Any]) -> list[str]:
     bad = sum((own["misfit"] or 0) > 1 for own in classes.values())
     lines += [
         "",
-        f"{moved} of {len(shifts)} intervals of a shift leave out 0 (one in twenty would by chance); misfit above 1: {bad}",
+        f"{moved} of {len(shifts)} intervals of a shift leave out 0 (by chance: 1 in 20); misfit above 1: {bad}",
     ]
     own = report["mAP"]
     lines.append(

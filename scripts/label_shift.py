@@ -1,4 +1,4 @@
-"""How the test split differs from the held-out one, estimated without its labels: python scripts/label_shift.py --help"""
+"""Prevalences of test, estimated without its labels: python scripts/label_shift.py --help"""
 
 if __name__ == "__main__":
     import _root  # noqa: F401
