@@ -7,17 +7,20 @@ Axes: **N** rows (one per group), **R** replicates, **C** classes.
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
+from scipy.special import expit
 
+from data.calibration_curves import fit_platt
 from data.metrics import average_precision
 
-STEPS = 40
-"""Halvings of [0, 1]: an error of 1e-12."""
+STEPS = 30
+"""Halvings of [0, 1]: an error of 1e-9."""
 
+NEWTON_STEPS = 12
 CHUNK_ELEMENTS = 2**22
 
 
 def estimate_prevalence(
-    probabilities: Float[np.ndarray, "N"], before: float, weights: Float[np.ndarray, "N R"] | None = None
+    probabilities: Float[np.ndarray, "N R"], before: Float[np.ndarray, "R"], weights: Float[np.ndarray, "N R"]
 ) -> Float64[np.ndarray, "R"]:
     """The prevalence under which unlabelled predictions are most likely: where Saerens' iteration ends.
 
@@ -26,21 +29,43 @@ def estimate_prevalence(
     maximum without its thousands of steps near 0.
 
     Args:
-        probabilities: Calibrated, at the prevalence `before`.
+        probabilities: Calibrated, at the prevalence `before`; a column per replicate.
         before: Prevalence where they were calibrated.
-        weights: How often each row counts in each replicate; one replicate of ones unless given.
+        weights: How often each row counts in each replicate.
 
     Returns:
         In [0, 1]; NaN where `before` is 0 or 1, which leaves nothing to learn from.
     """
-    counts = np.ones((len(probabilities), 1)) if weights is None else weights
-    if not 0 < before < 1:
-        return np.full(counts.shape[1], np.nan)
-    p = probabilities.astype(np.float64)[:, None]
-    positive, negative = p / before, (1 - p) / (1 - before)
-    width = max(1, CHUNK_ELEMENTS // max(1, len(p)))
-    parts = [counts[:, start : start + width] for start in range(0, counts.shape[1], width)]
-    return np.concatenate([_halve(positive, negative, part.astype(np.float64)) for part in parts])
+    usable = (before > 0) & (before < 1)
+    width, found = max(1, CHUNK_ELEMENTS // max(1, len(probabilities))), []
+    for start in range(0, len(before), width):
+        part = slice(start, start + width)
+        p, old = probabilities[:, part].astype(np.float64), np.where(usable, before, 0.5)[part]
+        found.append(_halve(p / old, (1 - p) / (1 - old), weights[:, part].astype(np.float64)))
+    return np.where(usable, np.concatenate(found), np.nan)
+
+
+def platt_replicates(
+    logits: Float[np.ndarray, "N"], positive: Bool[np.ndarray, "N"], weights: Float[np.ndarray, "N R"]
+) -> tuple[Float64[np.ndarray, "R"], Float64[np.ndarray, "R"]]:
+    """Slope and bias of Platt's line (`fit_platt`) in every replicate, so that intervals know how unsure it is.
+
+    Newton's method for all replicates at once, from the line of all rows, with steps cut short where they would leap.
+    """
+    z, line = logits.astype(np.float64)[:, None], fit_platt(logits, positive)
+    slope, bias = np.full(weights.shape[1], line.slope), np.full(weights.shape[1], line.bias)
+    num_positives = (weights * positive[:, None]).sum(axis=0)
+    high, low = (num_positives + 1) / (num_positives + 2), 1 / (weights.sum(axis=0) - num_positives + 2)
+    targets = np.where(positive[:, None], high, low)
+    for _ in range(NEWTON_STEPS):
+        p = expit(slope * z + bias)
+        error, spread = weights * (p - targets), weights * p * (1 - p)
+        by_slope, by_bias = (error * z).sum(axis=0), error.sum(axis=0)
+        zz, z1, ones = (spread * z * z).sum(axis=0), (spread * z).sum(axis=0), spread.sum(axis=0)
+        determinant = np.maximum(zz * ones - z1 * z1, 1e-12)
+        slope = slope - np.clip((ones * by_slope - z1 * by_bias) / determinant, -1, 1)
+        bias = bias - np.clip((zz * by_bias - z1 * by_slope) / determinant, -2, 2)
+    return slope, bias
 
 
 def at_prevalence(
@@ -94,7 +119,7 @@ def misfit(
 
 
 def _halve(
-    positive: Float64[np.ndarray, "N 1"], negative: Float64[np.ndarray, "N 1"], weights: Float64[np.ndarray, "N R"]
+    positive: Float64[np.ndarray, "N R"], negative: Float64[np.ndarray, "N R"], weights: Float64[np.ndarray, "N R"]
 ) -> Float64[np.ndarray, "R"]:
     """The zero of the likelihood's slope, which falls with the prevalence; an end of [0, 1] where it has none."""
     low, high = np.zeros(weights.shape[1]), np.ones(weights.shape[1])

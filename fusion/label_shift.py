@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from jsonargparse import ArgumentParser
+from scipy.special import expit
 
 from data.bootstrap import Interval, draw_patients, patient_bootstrap, percentiles
-from data.calibration import MIN_POSITIVES, fit_calibration
+from data.calibration import Calibration, fit_calibration
 from data.calibration_scores import calibration_scores
 from data.files import atomic_write
-from data.label_shift import at_prevalence, estimate_prevalence, misfit, precision_at_prevalence
+from data.label_shift import at_prevalence, estimate_prevalence, misfit, platt_replicates, precision_at_prevalence
 from data.manifest import read_manifest
 from data.metrics import mean_defined, per_class
 from data.order import derive_seed
@@ -30,7 +31,8 @@ CAVEATS = (
     "It is assumed that findings look the same in both sets. Other scanners, views or patients move scores too, and"
     " then the estimates take that for prevalence; a misfit above 1 shows some of this, none proves nothing.",
     "Whether the labels mean the same (reports there, radiologists here) cannot be seen in predictions.",
-    "Intervals hold the calibration fixed, which was fitted on few positives; classes marked * share one curve.",
+    "Classes marked * share one calibration curve, which their intervals take for certain.",
+    "A class that the model ranks badly hardly shows its prevalence: its interval is wide, and it is left alone.",
     "Each class is treated alone: changed co-occurrence, such as no normal study among the test ones, is not modelled.",
     "AP at test prevalence changes nothing but the shares of positives and negatives among the held-out rows.",
 )
@@ -50,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def label_shift(run_dir: Path, name: str = "fusion", replicates: int = 200) -> None:
-    """Write `label_shift.json`, `label_shift.txt` and `adjusted_test.csv` (calibrated, at the estimated prevalences).
+    """Write `label_shift.json`, `label_shift.txt` and `adjusted_test.csv` (calibrated, at the estimated prevalences of
+    classes whose shift is more than chance).
 
     Raises:
         InputError: No finished predictions, or none with labels to calibrate on.
@@ -60,13 +63,16 @@ def label_shift(run_dir: Path, name: str = "fusion", replicates: int = 200) -> N
     held_out = read_saved(folder / f"logits_{kind}.csv", manifest, HELD_OUT[kind], by)
     test = read_saved(folder / "logits_test.csv", manifest, ("test",), by)
     fitted = fit_calibration(held_out.group_logits, held_out.groups.labels, manifest.classes, "platt")
-    before, calibrated = fitted(held_out.group_logits), fitted(test.group_logits)
-    report: dict[str, Any] = {"by": by, "held_out": kind, "groups": {kind: len(before), "test": len(calibrated)}}
-    report["classes"] = classes = prevalences(held_out, test, before, calibrated, replicates)
-    for own in classes.values():
-        own["shares_a_curve"] = own["positives"] < MIN_POSITIVES
+    calibrated = fitted(test.group_logits)
+    counts = {kind: len(held_out.groups.ids), "test": len(calibrated)}
+    report: dict[str, Any] = {"by": by, "held_out": kind, "groups": counts}
+    report["classes"] = classes = prevalences(held_out, test, fitted, replicates)
+    for name, own in classes.items():
+        own["shares_a_curve"] = name not in fitted.own
     old = np.array([missing(own["held_out"]["estimate"]) for own in classes.values()])
-    new = np.array([missing(own["test_estimated"]["estimate"]) for own in classes.values()])
+    new = np.array(
+        [missing(own["test_estimated" if moved(own) else "held_out"]["estimate"]) for own in classes.values()]
+    )
     adjusted = at_prevalence(calibrated, old, new)
     write_predictions(folder / "adjusted_test.csv", test.images.images, adjusted[test.owner], manifest.classes)
     report["mAP"] = precision(held_out, test, new, classes, replicates)
@@ -79,37 +85,44 @@ def label_shift(run_dir: Path, name: str = "fusion", replicates: int = 200) -> N
     print("\n".join([*lines, f"wrote {folder}/label_shift.json, label_shift.txt, adjusted_test.csv"]))
 
 
-def prevalences(
-    held_out: Saved,
-    test: Saved,
-    before: Float[np.ndarray, "G C"],
-    after: Float[np.ndarray, "H C"],
-    replicates: int,
-) -> dict[str, dict[str, Any]]:
+def prevalences(held_out: Saved, test: Saved, fitted: Calibration, replicates: int) -> dict[str, dict[str, Any]]:
     """Per class: prevalence among the held-out groups, estimated among the test ones, the shift, the truth if known.
 
-    Args:
-        before: Calibrated probabilities of the held-out groups.
-        after: Those of the test groups.
+    A replicate draws patients of both sets, and fits Platt's line anew.
     """
+    before, calibrated = fitted(held_out.group_logits), fitted(test.group_logits)
     weights = {part: row_weights(saved, part, replicates) for part, saved in (("before", held_out), ("after", test))}
     found = {}
-    for c, name in enumerate(held_out.images.classes):
+    for c, name in enumerate(fitted.classes):
         labels, truth = held_out.groups.labels[:, c], test.groups.labels[:, c]
-        known, counts = ~np.isnan(labels), weights["before"]
-        positive = labels > 0.5
-        shares = (counts * positive[:, None]).sum(axis=0) / np.maximum((counts * known[:, None]).sum(axis=0), 1)
-        estimates = estimate_prevalence(after[:, c], float(shares[0]), weights["after"])
+        known, positive = ~np.isnan(labels), labels > 0.5
+        counts = weights["before"][known]
+        shares = (counts * positive[known, None]).sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
+        slope, bias = np.full((2, len(shares)), [[fitted.shared.slope], [fitted.shared.bias]])
+        if name in fitted.own:
+            slope, bias = platt_replicates(held_out.group_logits[known, c], positive[known], counts)
+        after = expit(slope * test.group_logits[:, c : c + 1] + bias)
+        estimates = estimate_prevalence(after, shares, weights["after"])
         known_test = ~np.isnan(truth)
         found[name] = {
             "positives": int(positive.sum()),
             "held_out": interval(percentiles(float(shares[0]), shares[1:], 0.95)),
             "test_estimated": interval(percentiles(float(estimates[0]), estimates[1:], 0.95)),
             "shift": interval(percentiles(float(estimates[0] - shares[0]), estimates[1:] - shares[1:], 0.95)),
-            "misfit": plain(misfit(before[known, c], positive[known], after[:, c], float(estimates[0]))),
+            "misfit": plain(misfit(before[known, c], positive[known], calibrated[:, c], float(estimates[0]))),
             "test_true": float((truth[known_test] > 0.5).mean()) if known_test.any() else None,
         }
     return found
+
+
+def moved(own: dict[str, Any]) -> bool:
+    """Whether a class's shift is more than chance at 95 %; others are left at the held-out prevalence.
+
+    A weakly ranked class hardly tells its prevalence. On the phantom, whose splits have the same prevalences, putting
+    in every estimate made the Brier score worse by 0.0026 [0.0016, 0.0035].
+    """
+    shift = own["shift"]
+    return shift["estimate"] is not None and (shift["low"] > 0 or shift["high"] < 0)
 
 
 def row_weights(saved: Saved, part: str, replicates: int) -> Float[np.ndarray, "G R1"]:
@@ -122,7 +135,7 @@ def row_weights(saved: Saved, part: str, replicates: int) -> Float[np.ndarray, "
 def precision(
     held_out: Saved, test: Saved, new: Float[np.ndarray, "C"], classes: dict[str, dict[str, Any]], replicates: int
 ) -> dict[str, Any]:
-    """mAP of held-out and test groups, and of the held-out ones at the estimated test prevalences.
+    """mAP of held-out and test groups, and of the held-out ones at the estimated prevalences of classes that moved.
 
     Means over classes that have a positive among the held-out groups (and among the test ones, if those are known).
     Adds each class's AP to `classes`.
@@ -191,11 +204,11 @@ def table_lines(report: dict[str, Any]) -> list[str]:
     if skipped:
         lines.append(f"without a positive in {kind}, so nothing can be said: {', '.join(skipped)}")
     shifts = [own["shift"] for own in classes.values() if own["shift"]["estimate"] is not None]
-    moved = sum(shift["low"] > 0 or shift["high"] < 0 for shift in shifts)
+    sure = sum(map(moved, classes.values()))
     bad = sum((own["misfit"] or 0) > 1 for own in classes.values())
     lines += [
         "",
-        f"{moved} of {len(shifts)} intervals of a shift leave out 0 (by chance: 1 in 20); misfit above 1: {bad}",
+        f"{sure} of {len(shifts)} intervals of a shift leave out 0 (by chance: 1 in 20); misfit above 1: {bad}",
     ]
     own = report["mAP"]
     lines.append(

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import yaml
 from jaxtyping import Float, Float32, Int
 
-from data.config import parse_config
+from data.config import check_yaml
 from data.errors import InputError
 from data.groups import Groups, group_images
 from data.manifest import Manifest
@@ -145,13 +146,12 @@ def group_by_of(folder: Path) -> GroupBy:
         InputError: No record.
     """
     if (folder / "ensemble.json").is_file():
-        by = read_json(folder / "ensemble.json", "make it again").get("by")
-        if by not in ("study", "patient"):
-            raise InputError(f"{folder / 'ensemble.json'}: by must be study or patient, found {by!r}; make it again")
-        return cast(GroupBy, by)
+        return _group_by(read_json(folder / "ensemble.json", "make it again").get("by"), folder / "ensemble.json")
     for stage in (folder, folder.parent, folder.parent / "fold_0" / folder.name):
-        if (stage / "config.yaml").is_file():
-            return parse_config(FusionConfig, stage / "config.yaml", [])[0].grouping.by
+        if (path := stage / "config.yaml").is_file():
+            check_yaml(path, FusionConfig)  # parsing all of it would take half a second
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return _group_by((tree.get("grouping") or {}).get("by", "study"), path)
     raise InputError(f"{folder / 'config.yaml'}: missing, so it is not known whether studies or patients were fused")
 
 
@@ -173,3 +173,9 @@ def as_logits(path: Path, values: Float32[np.ndarray, "N C"]) -> Float32[np.ndar
             " called logits_<split>.csv"
         )
     return log_odds(np.clip(values.astype(np.float64), 2.0**-126, 1 - 2.0**-25))
+
+
+def _group_by(found: Any, path: Path) -> GroupBy:
+    if found not in ("study", "patient"):
+        raise InputError(f"{path}: wanted groups by study or by patient, found {found!r}; make it again")
+    return cast(GroupBy, found)

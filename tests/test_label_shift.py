@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from data.label_shift import at_prevalence, estimate_prevalence, misfit, precision_at_prevalence
+from data.label_shift import at_prevalence, estimate_prevalence, misfit, platt_replicates, precision_at_prevalence
 
 BEFORE = 0.3
 
@@ -16,6 +17,11 @@ def draw(num_rows, prevalence, seed, lift=1.5):
     z = rng.normal(loc=np.where(y, lift, 0.0))
     odds = np.exp(lift * z - lift**2 / 2) * BEFORE / (1 - BEFORE)
     return y, z, odds / (1 + odds)
+
+
+def estimate(p, before=BEFORE):
+    """Of one set of rows."""
+    return estimate_prevalence(p[:, None], np.array([before]), np.ones((len(p), 1)))[0]
 
 
 def slow_em(p, before, weights, steps=20000):
@@ -37,14 +43,14 @@ def slow_em(p, before, weights, steps=20000):
 def test_the_estimate_is_where_saerens_iteration_ends(prevalence):
     _, _, p = draw(23, prevalence, seed=3)
     weights = np.random.default_rng(0).integers(0, 3, (23, 2)).astype(float)
-    found = estimate_prevalence(p, BEFORE, weights)
+    found = estimate_prevalence(np.stack([p, p], axis=1), np.full(2, BEFORE), weights)
     np.testing.assert_allclose(found, [slow_em(p, BEFORE, column) for column in weights.T], atol=1e-6)
 
 
 @pytest.mark.parametrize("prevalence", [0.05, 0.3, 0.8])
 def test_a_shift_that_was_made_is_found(prevalence):
     y, _, p = draw(6000, prevalence, seed=1)
-    assert estimate_prevalence(p, BEFORE)[0] == pytest.approx(y.mean(), abs=0.02)
+    assert estimate(p) == pytest.approx(y.mean(), abs=0.02)
 
 
 def test_probabilities_at_another_prevalence_follow_bayes_and_keep_their_order():
@@ -74,4 +80,17 @@ def test_misfit_sees_other_findings_and_no_prevalence():
 
 
 def test_without_a_positive_nothing_is_estimated():
-    assert np.isnan(estimate_prevalence(np.array([0.2, 0.4]), 0.0)).all()
+    assert np.isnan(estimate(np.array([0.2, 0.4]), 0.0))
+
+
+def test_the_line_of_each_replicate_is_the_logistic_regression_on_its_rows():
+    y, z, _ = draw(90, BEFORE, seed=9)
+    weights = np.random.default_rng(2).integers(0, 3, (90, 3)).astype(float)
+    slopes, biases = platt_replicates(3 * z, y, weights)
+    for slope, bias, column in zip(slopes, biases, weights.T, strict=True):
+        num_positives, num_negatives = column @ y, column @ ~y
+        target = np.where(y, (num_positives + 1) / (num_positives + 2), 1 / (num_negatives + 2))
+        rows, answers = np.concatenate([3 * z, 3 * z])[:, None], np.repeat([1, 0], 90)
+        model = LogisticRegression(C=np.inf, tol=1e-12, max_iter=1000)
+        model.fit(rows, answers, sample_weight=np.concatenate([column * target, column * (1 - target)]))
+        assert (slope, bias) == pytest.approx((model.coef_[0, 0], model.intercept_[0]), rel=1e-4)
