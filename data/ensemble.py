@@ -1,6 +1,6 @@
 """Combining several models' logits of the same rows: means, ranks, and weights fitted on held-out predictions.
 
-Axes: **M** models, **N** rows (one per group), **C** classes.
+Axes: **M** models, **N** rows (one per group), **C** classes, **K** numbers to fit: M weights and C biases.
 """
 
 from typing import Literal, get_args
@@ -51,7 +51,8 @@ def fit_weights(logits: Float[np.ndarray, "M N C"], targets: Float[np.ndarray, "
     """Weights >= 0 that sum to 1, the same for all classes: those of least log loss of the weighted logits.
 
     The loss is the mean over classes that have a positive and a negative, so that a rare class counts like a common
-    one. The fit has a free scale, which is divided out afterwards: it changes no ranking, and calibration sets it.
+    one. The fit has a free scale and a free bias for each class, which are dropped afterwards: they change no ranking,
+    calibration sets them, and without the biases a model with shifted logits (asymmetric loss) would be passed over.
     The problem is convex; equal models get equal weights.
 
     Raises:
@@ -63,16 +64,18 @@ def fit_weights(logits: Float[np.ndarray, "M N C"], targets: Float[np.ndarray, "
         raise InputError("ensemble weights need a class with known positives and negatives, found none")
     importance = np.where(known & use, 1 / np.maximum(known.sum(axis=0), 1), 0.0) / use.sum()
     z, y = logits.astype(np.float64), positive.astype(np.float64)
+    M, _, C = z.shape
 
-    def loss(weights: Float64[np.ndarray, "M"]) -> tuple[float, Float64[np.ndarray, "M"]]:
-        scores = np.tensordot(weights, z, axes=1)
-        value = float((importance * (np.logaddexp(0, scores) - y * scores)).sum())
-        return value, np.tensordot(z, importance * (expit(scores) - y), axes=2)
+    def loss(values: Float64[np.ndarray, "K"]) -> tuple[float, Float64[np.ndarray, "K"]]:
+        scores = np.tensordot(values[:M], z, axes=1) + values[M:]
+        total = float((importance * (np.logaddexp(0, scores) - y * scores)).sum())
+        errors = importance * (expit(scores) - y)
+        return total, np.concatenate([np.tensordot(z, errors, axes=2), errors.sum(axis=0)])
 
-    start = np.full(len(z), 1 / len(z))
-    found = minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=[(0, 50.0)] * len(z), options={"ftol": 1e-14, "gtol": 1e-9}
-    ).x
+    start = np.concatenate([np.full(M, 1 / M), np.zeros(C)])
+    bounds = [(0, 50.0)] * M + [(None, None)] * C
+    options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 5000}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x[:M]
     if not found.sum() > 0:
         raise InputError("ensemble weights: no model's logits rise with the labels; are they of the same images?")
     return found / found.sum()

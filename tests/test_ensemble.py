@@ -68,7 +68,7 @@ def test_weights_are_those_of_a_logistic_regression_over_the_members():
     logits, labels = members(400)
     known = ~np.isnan(labels[:, 0])
     rows = logits[:2, :, 0].T  # both help, so the bounds do not bind
-    wanted = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(rows[known], labels[known, 0]).coef_[0]
+    wanted = LogisticRegression(C=np.inf, tol=1e-10).fit(rows[known], labels[known, 0]).coef_[0]
     assert (wanted > 0).all()
     one_class = labels.copy()
     one_class[:, 1:] = 0  # classes without a positive count for nothing
@@ -84,6 +84,8 @@ def test_weights_favour_the_better_member_and_a_rare_class_counts_like_a_common_
     assert (fit_weights(-logits[2:].repeat(2, axis=0) + logits[:2], labels) >= 0).all()
     np.testing.assert_allclose(fit_weights(logits[[2, 0, 1]], labels), weights[[2, 0, 1]], atol=1e-4)
     np.testing.assert_allclose(fit_weights(logits[[0, 0]], labels), 0.5, atol=1e-6)
+    shifted = logits + np.array([[[0.0, 0.0, 0.0]], [[3.0, -2.0, 5.0]], [[0.0, 1.0, 0.0]]], dtype=np.float32)
+    np.testing.assert_allclose(fit_weights(shifted, labels), weights, atol=1e-4)  # a shift is no fault of the ranking
     one = np.where(np.arange(400)[:, None] < 40, labels, np.nan)[:, :1]  # 40 known rows, or each of them ten times
     few, many = np.column_stack([labels[:, :1], one]), np.column_stack([labels[:, :1], np.tile(one[:40], (10, 1))])
     stacked = np.concatenate([logits[..., :1], np.tile(logits[:, :40, :1], (1, 10, 1))], axis=2)
