@@ -12,25 +12,26 @@ Axes: **N** rows, **C** classes, **P** patients, **R** replicates, **r** replica
 class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
-from data.bootstrap import BootstrapResult, draw_patients, number_patients
+from data.bootstrap import draw_patients, number_patients
+from data.intervals import BootstrapResult
 from data.metrics import (
     CALIBRATION_BINS,
     POSITIVE_ABOVE,
     brier_score,
     calibration_error,
-    f1_at_half,
     hard_labels,
     per_class,
 )
 from data.operating_points import f1_at, most_false_positives, sensitivity_at
 
-METRICS = ("AUROC", "sensitivity", "F1", "F1_chosen", "Brier", "ECE")
+RANKED = ("AUROC", "sensitivity")
+METRICS = (*RANKED, "F1", "F1_chosen", "Brier", "ECE")
 """F1 is at one half, F1_chosen at the thresholds handed in."""
 
 
@@ -39,19 +40,21 @@ def metric_bootstrap(
     targets: Float[np.ndarray, "N C"],
     patient_ids: Sequence[str],
     *,
-    thresholds: dict[str, Float[np.ndarray, "C"]],
-    specificity: float,
+    metrics: Sequence[str] = METRICS,
+    thresholds: Mapping[str, Float[np.ndarray, "C"]] | None = None,
+    specificity: float = 0.9,
     replicates: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> dict[str, BootstrapResult]:
-    """Every metric of `METRICS` on resampled patients, NaN for a class that has no positive in a replicate.
+    """Metrics on resampled patients, NaN for a class that has no positive in a replicate.
 
     The draws are those of `patient_bootstrap` with the same seed and patients. AUROC and sensitivity are NaN without a
     negative too.
 
     Args:
         scores: Probabilities per method, in [0, 1].
+        metrics: Which of `METRICS`; without those of `RANKED` it takes a fraction of the time.
         thresholds: Per method, chosen on other rows; a method that is missing has no `F1_chosen` (NaN).
         specificity: Of the sensitivity, in (0, 1].
 
@@ -60,7 +63,8 @@ def metric_bootstrap(
     """
     num_patients, patient_of_row = number_patients(patient_ids, replicates)
     nowhere = np.full(targets.shape[1], np.nan)
-    cuts = {method: thresholds.get(method, nowhere) for method in scores}
+    cuts = {method: (thresholds or {}).get(method, nowhere) for method in scores}
+    ranked = specificity if set(RANKED) & set(metrics) else None
     points = {method: _points(values, targets, cuts[method], specificity) for method, values in scores.items()}
     columns = {
         method: _columns(values, targets, cuts[method], patient_of_row, num_patients)
@@ -72,7 +76,7 @@ def metric_bootstrap(
         of_patients = weights.T.astype(np.float64)
         for method in scores:
             for c, column in enumerate(columns[method]):
-                found[method][:, part, c] = _replicate(column, weights, of_patients, specificity)
+                found[method][:, part, c] = _replicate(column, weights, of_patients, ranked)
     for method in scores:
         ece = METRICS.index("ECE")
         found[method][ece] = _centred(found[method][ece], points[method]["ECE"])
@@ -85,6 +89,7 @@ def metric_bootstrap(
             dropped=dropped,
         )
         for number, name in enumerate(METRICS)
+        if name in metrics
     }
 
 
@@ -111,7 +116,7 @@ def _points(
     numbers = {
         "AUROC": scores.auroc,
         "sensitivity": sensitivity_at(specificity, values, targets),
-        "F1": f1_at_half(values, targets),
+        "F1": f1_at(values, targets),
         "F1_chosen": np.where(np.isnan(cuts), np.nan, f1_at(values, targets, cuts)),
         "Brier": brier_score(values, targets),
         "ECE": calibration_error(values, targets),
@@ -157,12 +162,13 @@ def _row_sums(scores: Float[np.ndarray, "K"], positive: Bool[np.ndarray, "K"], c
 
 
 def _replicate(
-    column: _Column, weights: Int32[np.ndarray, "P r"], of_patients: Float[np.ndarray, "r P"], specificity: float
+    column: _Column, weights: Int32[np.ndarray, "P r"], of_patients: Float[np.ndarray, "r P"], specificity: float | None
 ) -> Float[np.ndarray, "M r"]:
-    """The metrics, in the order of `METRICS`, of one class in every replicate of a chunk."""
+    """The metrics, in the order of `METRICS`, of one class in every replicate of a chunk; None: no ranked ones."""
     known, positives, calls, hits, chosen_calls, chosen_hits, squares, *surplus = (of_patients @ column.sums).T
-    auroc, sensitivity = _curve(column, weights, specificity)
-    chosen = _ratio(2 * chosen_hits, chosen_calls + positives) if column.has_chosen else np.full(len(known), np.nan)
+    nothing = np.full(len(known), np.nan)
+    auroc, sensitivity = (nothing, nothing) if specificity is None else _curve(column, weights, specificity)
+    chosen = _ratio(2 * chosen_hits, chosen_calls + positives) if column.has_chosen else nothing
     numbers = np.stack(
         [
             auroc,

@@ -1,4 +1,4 @@
-"""Decisions instead of ranks: F1 at thresholds chosen elsewhere, and sensitivity at a specificity one insists on.
+"""Decisions instead of ranks: thresholds of best F1, F1 at given ones, sensitivity at a specificity one insists on.
 
 A threshold is chosen on validation and used on test; choosing it where it is judged flatters rare classes most.
 Known labels only, as in `data.metrics`. Axes: **N** rows, **C** classes.
@@ -21,16 +21,29 @@ def best_f1_thresholds(
     """
     check_scores(probabilities)
     known, positive = hard_labels(targets)
-    columns = [
-        _best_threshold(probabilities[rows, c].astype(np.float64), positive[rows, c]) for c, rows in enumerate(known.T)
-    ]
-    return np.array(columns)
+    return np.array([best_threshold(probabilities[rows, c], positive[rows, c]) for c, rows in enumerate(known.T)])
+
+
+def best_threshold(probabilities: Float[np.ndarray, "K"], positive: Bool[np.ndarray, "K"]) -> float:
+    """One class of `best_f1_thresholds`, or any known pairs of row and class together."""
+    if not positive.any():
+        return POSITIVE_ABOVE
+    values, found, retrieved = _steps(probabilities.astype(np.float64), positive)
+    f1 = 2 * found / (retrieved + positive.sum())
+    best = int(np.argmax(f1))  # the first of equals: the highest threshold
+    below = values[best + 1] if best + 1 < len(values) else 0.0
+    return float((values[best] + below) / 2)
 
 
 def f1_at(
-    probabilities: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"], thresholds: Float[np.ndarray, "C"]
+    probabilities: Float[np.ndarray, "N C"],
+    targets: Float[np.ndarray, "N C"],
+    thresholds: Float[np.ndarray, "C"] | float = POSITIVE_ABOVE,
 ) -> Float[np.ndarray, "C"]:
-    """F1 of each class, calling a probability above its threshold positive; NaN for an absent class."""
+    """F1 = 2 TP / (2 TP + FP + FN) of each class, calling a probability above its threshold positive.
+
+    NaN for an absent class.
+    """
     check_scores(probabilities)
     known, positive = hard_labels(targets)
     called = known & (probabilities > thresholds)
@@ -58,16 +71,6 @@ def sensitivity_at(
 def most_false_positives(specificity: float, negatives: Float[np.ndarray, "r"]) -> Float[np.ndarray, "r"]:
     """How many of so many negatives may be called positive; 10 of 100 at 0.9, whatever 1 - 0.9 is in binary."""
     return np.floor((1 - specificity) * negatives + 1e-9)
-
-
-def _best_threshold(scores: Float[np.ndarray, "K"], positive: Bool[np.ndarray, "K"]) -> float:
-    if not positive.any():
-        return POSITIVE_ABOVE
-    values, found, retrieved = _steps(scores, positive)
-    f1 = 2 * found / (retrieved + positive.sum())
-    best = int(np.argmax(f1))  # the first of equals: the highest threshold
-    below = values[best + 1] if best + 1 < len(values) else 0.0
-    return float((values[best] + below) / 2)
 
 
 def _sensitivity(specificity: float, scores: Float[np.ndarray, "K"], positive: Bool[np.ndarray, "K"]) -> float:

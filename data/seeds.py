@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.bootstrap import BootstrapResult
+from data.intervals import BootstrapResult
 
 
 def mean_over_seeds(result: BootstrapResult, runs: Mapping[str, Sequence[str]]) -> BootstrapResult:

@@ -5,12 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from data.bootstrap import Interval
+from data.intervals import Interval
 
 
 def interval(value: Interval) -> dict[str, float | None]:
     """An interval as JSON takes it."""
-    return {key: None if isinstance(x, float) and np.isnan(x) else x for key, x in asdict(value).items()}
+    return {key: or_none(x) if isinstance(x, float) else x for key, x in asdict(value).items()}
+
+
+def or_none(value: float) -> float | None:
+    """A number as JSON takes it."""
+    return None if np.isnan(value) else float(value)
 
 
 def span(value: dict[str, Any], sign: str = "", digits: int = 3) -> str:

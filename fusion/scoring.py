@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data.bootstrap import BootstrapResult, patient_bootstrap, ratio_interval
+from data.bootstrap import patient_bootstrap
 from data.files import atomic_write
+from data.intervals import BootstrapResult, ratio_interval
 from data.manifest import Manifest
-from data.metrics import mean_defined, per_class, summary
+from data.metrics import mean_defined, per_class
 from data.spans import interval, number, span
+from data.summary import summary
 from extract.engine import groups_of
 from fusion.baselines import to_image_rows
 from fusion.config import FusionConfig

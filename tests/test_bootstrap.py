@@ -5,8 +5,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import data.bootstrap
-from data.bootstrap import BootstrapResult, Interval, patient_bootstrap, ratio_interval
+from data.bootstrap import patient_bootstrap
 from data.errors import InputError
+from data.intervals import BootstrapResult, Interval, ratio_interval
 from data.metrics import average_precision
 
 

@@ -103,6 +103,19 @@ def test_draws_are_those_of_the_mean_average_precision_and_chunks_change_nothing
             )
 
 
+def test_metrics_asked_for_alone_are_those_of_all_together():
+    scores, targets, patients = made_up()
+    whole = metric_bootstrap(scores, targets, patients, thresholds=CUTS, specificity=0.8, replicates=6)
+    for names in (("sensitivity",), ("F1_chosen", "ECE"), ("Brier",)):
+        options = {"metrics": names, "thresholds": CUTS, "specificity": 0.8, "replicates": 6}
+        some = metric_bootstrap(scores, targets, patients, **options)
+        assert set(some) == set(names)
+        for name in names:
+            for method in scores:
+                np.testing.assert_array_equal(some[name].class_values[method], whole[name].class_values[method])
+                np.testing.assert_array_equal(some[name].replicate_values[method], whole[name].replicate_values[method])
+
+
 def test_the_interval_of_calibration_error_surrounds_its_estimate():
     scores, targets, patients = made_up(num_rows=400, num_patients=300)
     found = metric_bootstrap(scores, targets, patients, thresholds={}, specificity=0.9, replicates=100)["ECE"]

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import brier_score_loss, f1_score, roc_curve
 
 from data.errors import InputError
-from data.metrics import brier_score, f1_at_half
+from data.metrics import brier_score
 from data.operating_points import best_f1_thresholds, f1_at, sensitivity_at
 
 
@@ -41,11 +41,6 @@ def test_a_threshold_lies_half_way_between_neighbours_and_the_highest_of_equals_
     scores, targets = np.array([[0.9], [0.7], [0.6], [0.5], [0.1]]), np.array([[1.0], [0.0], [0.0], [1.0], [0.0]])
     assert f1_at(scores, targets, np.array([0.8]))[0] == f1_at(scores, targets, np.array([0.3]))[0] == 2 / 3
     assert best_f1_thresholds(scores, targets)[0] == pytest.approx(0.8)
-
-
-def test_f1_at_one_half_is_f1_at_a_threshold_of_one_half():
-    scores, targets = made_up()
-    np.testing.assert_array_equal(f1_at(scores, targets, np.full(5, 0.5)), f1_at_half(scores, targets))
 
 
 def test_unknown_labels_move_no_threshold():

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 
 from data.manifest import Manifest, read_manifest
 from data.metrics import hard_labels
-from data.spans import interval
+from data.spans import interval, or_none
 from fusion.evaluate.moved import moved_most, rank_correlation
 from fusion.evaluate.pairs import Side, in_common, same_labels, short_names
 from fusion.evaluate.report import UNITS, choose_thresholds, class_bands
@@ -116,7 +116,7 @@ def _class(column: int, methods: dict[str, Float32[np.ndarray, "N C"]], rows: Ro
     return {
         "positives": int(positive.sum()),
         "known": int(known.sum()),
-        "rank_correlation": None if np.isnan(correlation) else correlation,
+        "rank_correlation": or_none(correlation),
         "AP": {name: interval(scored.results["AP"].interval(name, [column])) for name in methods},
         "AP_difference": interval(scored.results["AP"].difference("first", "second", [column])),
         "AUROC_difference": interval(scored.results["AUROC"].difference("first", "second", [column])),

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from data.bootstrap import BootstrapResult, Difference, Interval, patient_bootstrap
+from data.bootstrap import patient_bootstrap
 from data.bootstrap_metrics import metric_bootstrap
-from data.metrics import mean_defined, per_class, summary
-from data.spans import interval
+from data.intervals import BootstrapResult, Difference, Interval
+from data.metrics import mean_defined, per_class
+from data.spans import interval, or_none
+from data.summary import summary
 from fusion.evaluate.rows import Rows
 
 FEW_PATIENTS = 20
@@ -111,7 +113,7 @@ def unit_report(rows: Rows, thresholds: Float[np.ndarray, "C"] | None, settings:
 def class_numbers(results: dict[str, BootstrapResult], method: str, column: int) -> dict[str, Any]:
     """One class: numbers that are not in `summary`, intervals of the ranked ones, replicates it was missing in."""
     numbers = {name: results[name].class_values[method][column] for name in ("sensitivity", "F1_chosen", "Brier")}
-    numbers = {name: None if np.isnan(value) else float(value) for name, value in numbers.items()}
+    numbers = {name: or_none(value) for name, value in numbers.items()}
     intervals = {f"{name}_interval": interval(results[name].interval(method, [column])) for name in ("AP", "AUROC")}
     return numbers | intervals | {"absent_in_replicates": int(results["AP"].dropped[column])}
 
@@ -174,4 +176,4 @@ def _part_numbers(values: Float32[np.ndarray, "K C"], labels: Float32[np.ndarray
         "mAP_shared": mean_defined(scores.ap[shared]),
         "mAUROC": mean_defined(scores.auroc),
     }
-    return {name: None if np.isnan(value) else value for name, value in means.items()}
+    return {name: or_none(value) for name, value in means.items()}
