@@ -96,6 +96,7 @@ def calibrate(
     atomic_write(folder / "calibration_report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     files = ", ".join(f"calibrated_{part}.csv" for part in parts)
     lines += ["", f"wrote {model_folder(folder)}/calibration.json and thresholds.json; in {folder}: {files}"]
+    lines.append(f"from now on used by: python scripts/evaluate.py --predictions {folder}")
     lines.append(f"next: python scripts/label_shift.py {run_dir}" + ("" if name == "fusion" else f" --name {name}"))
     print("\n".join(lines))
 

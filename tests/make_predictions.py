@@ -43,3 +43,36 @@ def make_evaluable(run_dir: Path, seed: int = 0, name: str = "fusion", noise: fl
         path = run_dir / name / f"predictions_{split}.csv"
         write_predictions(path, manifest.images[rows], values[rows], manifest.classes)
     return manifest
+
+
+def rich_manifest(root):
+    """Enough studies that every split has positives and negatives of each class."""
+    return make_manifest(root, num_studies=150, max_views=2)
+
+
+def make_results(run_dir, seeds=(1, 2), labels=True, by="study"):
+    """A run with several result folders, as stage two leaves them: predictions around the truth, alike in a group."""
+    from data.config import parse_config
+    from extract.engine import sigmoid  # torch, which most tests of tables do without
+    from fusion.config import FusionConfig
+
+    manifest = rich_manifest(run_dir / "images")
+    if not labels:
+        is_test = (manifest.images["split"] == "test").to_numpy()
+        manifest = replace(manifest, labels=np.where(is_test[:, None], np.float32(np.nan), manifest.labels))
+    write_manifest(manifest, run_dir / "manifest.csv")
+    truth = rich_manifest(run_dir).labels
+    for seed in seeds:
+        folder = run_dir / f"model_{seed}"
+        folder.mkdir()
+        _, resolved = parse_config(FusionConfig, None, ["--run_dir", str(run_dir), "--grouping.by", by])
+        (folder / "config.yaml").write_text(resolved)
+        noise = np.random.default_rng(seed).normal(size=(len(manifest), 3))
+        owner = np.unique(manifest.images[f"{by}_id"], return_index=True, return_inverse=True)
+        logits = (2.5 * truth - 1.5 + 1.5 * noise)[owner[1]][owner[2]].astype(np.float32)
+        for split in ("val", "test"):
+            rows = (manifest.images["split"] == split).to_numpy()
+            images = manifest.images[rows]
+            write_predictions(folder / f"logits_{split}.csv", images, logits[rows], manifest.classes)
+            write_predictions(folder / f"predictions_{split}.csv", images, sigmoid(logits[rows]), manifest.classes)
+    return [run_dir / f"model_{seed}" for seed in seeds]

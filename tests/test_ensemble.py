@@ -1,7 +1,6 @@
 """Ensembles, and the three commands that start from saved predictions: nothing on test labels is ever fitted."""
 
 import json
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -17,14 +16,14 @@ from data.predictions import read_predictions, write_predictions
 from data.tables import read_table, write_table
 from data.transforms import Preprocessing
 from extract.checkpoint import save_folder
-from extract.engine import sigmoid
 from fusion import calibrate, ensemble, label_shift
 from fusion.config import EvaluationConfig, FusionConfig
 from fusion.evaluation import gate_normal
 from fusion.model import FusionModel
 from fusion.passes import predict_passes
 from fusion.saved import read_saved
-from tests.make_data import CLASSES, make_cache, make_manifest
+from tests.make_data import CLASSES, make_cache
+from tests.make_predictions import make_results
 
 NAN = float("nan")
 
@@ -100,35 +99,6 @@ def test_cross_weighted_rows_do_not_see_their_own_labels():
     in_sample = combine(logits, "weighted", fit_weights(logits, labels))
     assert not np.allclose(before, in_sample, atol=1e-4)
     assert mean_defined(per_class(before, labels).ap) > mean_defined(per_class(logits[2], labels).ap)
-
-
-def rich_manifest(root):
-    """Enough studies that every split has positives and negatives of each class."""
-    return make_manifest(root, num_studies=150, max_views=2)
-
-
-def make_results(run_dir, seeds=(1, 2), labels=True, by="study"):
-    """A run with several result folders, as stage two leaves them: predictions around the truth, alike in a group."""
-    manifest = rich_manifest(run_dir / "images")
-    if not labels:
-        is_test = (manifest.images["split"] == "test").to_numpy()
-        manifest = replace(manifest, labels=np.where(is_test[:, None], np.float32(NAN), manifest.labels))
-    write_manifest(manifest, run_dir / "manifest.csv")
-    truth = rich_manifest(run_dir).labels
-    for seed in seeds:
-        folder = run_dir / f"model_{seed}"
-        folder.mkdir()
-        _, resolved = parse_config(FusionConfig, None, ["--run_dir", str(run_dir), "--grouping.by", by])
-        (folder / "config.yaml").write_text(resolved)
-        noise = np.random.default_rng(seed).normal(size=(len(manifest), 3))
-        owner = np.unique(manifest.images[f"{by}_id"], return_index=True, return_inverse=True)
-        logits = (2.5 * truth - 1.5 + 1.5 * noise)[owner[1]][owner[2]].astype(np.float32)
-        for split in ("val", "test"):
-            rows = (manifest.images["split"] == split).to_numpy()
-            images = manifest.images[rows]
-            write_predictions(folder / f"logits_{split}.csv", images, logits[rows], CLASSES)
-            write_predictions(folder / f"predictions_{split}.csv", images, sigmoid(logits[rows]), CLASSES)
-    return [run_dir / f"model_{seed}" for seed in seeds]
 
 
 def do(command, *words):

@@ -12,8 +12,10 @@ from data.tables import read_table
 from fusion.evaluate.compare import compare
 from fusion.evaluate.page import PAGE, write_comparison
 from fusion.evaluate.report import evaluate, write_report
-from fusion.evaluate.rows import By, Source, Template, find_source
+from fusion.evaluate.rows import Template
+from fusion.evaluate.source import Source, find_source
 from fusion.evaluate.strata import read_about
+from fusion.result_folder import GroupBy
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,9 +34,9 @@ def _parser() -> ArgumentParser:
     add("--compare", type=Path, nargs=2, default=None, metavar=("A", "B"), help="two such folders or files: A minus B")
     add("--split", choices=SPLITS, default="test", help="which prediction table of a folder")
     add("--manifest", type=Path | None, default=None, help="manifest.csv (default: of the folder's run)")
-    add("--validation", type=Path | None, default=None, help="validation predictions (default: those beside) to choose"
-        " thresholds on; with --predictions only")  # fmt: skip
-    add("--group_by", type=By | None, default=None, help="groups: study or patient (default: what was fused)")
+    add("--validation", type=Path | None, default=None, help="validation predictions to choose thresholds on (default:"
+        " thresholds.json and calibration.json of the model, or else predictions_val.csv beside)")  # fmt: skip
+    add("--group_by", type=GroupBy | None, default=None, help="groups: study or patient (default: what was fused)")
     add("--about", type=Path | None, default=None, help="CSV with an id column and sex or age: scores by subgroup")
     add("--template", type=Path | None, default=None, help="a challenge's sample file: its images and classes only")
     add("--specificity", type=float, default=0.9, help="that sensitivity is given at, above 0 and at most 1")
@@ -67,7 +69,7 @@ def _evaluate(options: Namespace) -> None:
 
 def _compare(options: Namespace) -> None:
     if options.validation is not None:
-        raise InputError("--validation: each side of --compare chooses thresholds on the table beside its own")
+        raise InputError("--validation: each side of --compare has thresholds of its own; with --predictions only")
     first, second = (
         find_source(path, options.split, options.manifest, None, options.group_by) for path in options.compare
     )

@@ -14,10 +14,12 @@ from data.metrics import hard_labels
 from data.spans import interval, or_none
 from fusion.evaluate.moved import moved_most, rank_correlation
 from fusion.evaluate.pairs import Side, in_common, same_labels, short_names
-from fusion.evaluate.report import UNITS, choose_thresholds, class_bands
-from fusion.evaluate.rows import By, Rows, Source, Template, read_evaluated
+from fusion.evaluate.report import UNITS, choose_thresholds, class_bands, thresholds_from
+from fusion.evaluate.rows import Rows, Template, read_evaluated
 from fusion.evaluate.scores import Scored, Settings, bootstrap_scores, parts_report
+from fusion.evaluate.source import Source, load_source_fitted
 from fusion.evaluate.strata import About
+from fusion.result_folder import GroupBy
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,8 @@ def compare(
         "fused_by": {name: source.by for name, source in zip(names, sources, strict=True)},
         "classes": list(first.evaluated.classes),
         "images_not_compared": {name: count - len(first.evaluated.images) for name, count in left_out.items()},
-        "thresholds_from": None if first.thresholds is None or second.thresholds is None else "val",
+        "thresholds_from": {side.name: thresholds_from(side.evaluated, side.thresholds) for side in (first, second)},
+        "calibrated": {side.name: side.evaluated.images.calibrated is not None for side in (first, second)},
         "specificity": specificity,
         "replicates": replicates,
     }
@@ -72,15 +75,21 @@ def compare(
     return Comparison(report, results.macro("first") - results.macro("second"))
 
 
-def _side(name: str, source: Source, manifest: Manifest, by: By, about: About | None, only: Template | None) -> Side:
-    evaluated = read_evaluated(source.predictions, manifest, by, about, only)
+def _side(
+    name: str, source: Source, manifest: Manifest, by: GroupBy, about: About | None, only: Template | None
+) -> Side:
+    evaluated = read_evaluated(source.predictions, manifest, by, about, only, load_source_fitted(source))
     return Side(name, evaluated, choose_thresholds(replace(source, by=by), manifest, evaluated))
 
 
 def _score(first: Side, second: Side, unit: str, settings: Settings) -> Scored:
     sides = {"first": first, "second": second}
     thresholds = {name: side.thresholds[unit] for name, side in sides.items() if side.thresholds}
-    return bootstrap_scores(_methods(first, second, unit), getattr(first.evaluated, unit), thresholds, settings)
+    calibrated = {
+        name: values for name, side in sides.items() if (values := getattr(side.evaluated, unit).calibrated) is not None
+    }
+    rows = getattr(first.evaluated, unit)
+    return bootstrap_scores(_methods(first, second, unit), calibrated, rows, thresholds, settings)
 
 
 def _methods(first: Side, second: Side, unit: str) -> dict[str, Float32[np.ndarray, "N C"]]:

@@ -49,7 +49,7 @@ def render(comparison: Comparison) -> str:
         first=report["first"],
         second=report["second"],
         group_name="studies" if report["group_by"] == "study" else "patients",
-        headlines={key: words.strip().format(**report) for key, words in HEADLINES.items()},
+        headlines=headlines(report),
         worse=HIGHER_IS_WORSE,
         classes=classes,
         absent=[name for name in report["classes"] if name not in classes["images"]],
@@ -89,10 +89,10 @@ def comparison_lines(report: dict[str, Any]) -> list[str]:
             "",
             f"{unit}, {part['rows']} rows of {part['patients']} patients".ljust(36) + f"{'A':<26}{'B':<26}A - B",
         ]
-        for key, words in HEADLINES.items():
+        for key, words in headlines(report).items():
             values = part["headline"][key]
             cells = [span(values["first"]), span(values["second"]), span(values["difference"], "+")]
-            lines.append(f"{words.format(**report):<36}{cells[0]:<26}{cells[1]:<26}{cells[2]}")
+            lines.append(f"{words:<36}{cells[0]:<26}{cells[1]:<26}{cells[2]}")
     lines += ["", f"{'class (images)':<36}{'AP of A':>9}{'AP of B':>9}   {'A - B':<26}rank correlation"]
     for name, values in scored_classes(report["images"]).items():
         cells = "".join(f"{number(values['AP'][side]['estimate']):>9}" for side in ("first", "second"))
@@ -100,6 +100,11 @@ def comparison_lines(report: dict[str, Any]) -> list[str]:
             f"{name:<36}{cells}   {span(values['AP_difference'], '+'):<26}{number(values['rank_correlation'])}"
         )
     return [*lines, "", verdict(report)]
+
+
+def headlines(report: dict[str, Any]) -> dict[str, str]:
+    """Measures that the comparison has, and their words."""
+    return {key: words.format(**report) for key, words in HEADLINES.items() if key in report["images"]["headline"]}
 
 
 def notes(report: dict[str, Any]) -> list[str]:
@@ -111,7 +116,20 @@ def notes(report: dict[str, Any]) -> list[str]:
     (first, by), (second, other) = report["fused_by"].items()
     if by != other:
         lines.append(f"{first} fused by {by}, {second} by {other}: both are judged by the labels of the {by}.")
+    if any(report["calibrated"].values()):
+        lines.append(calibration_note(report["calibrated"]))
     return lines
+
+
+def calibration_note(calibrated: dict[str, bool]) -> str:
+    """Which side's F1 and calibrated scores come from its model's calibration.json and thresholds.json."""
+    if all(calibrated.values()):
+        return "Calibrated scores and F1 at chosen thresholds: by each model's calibration.json and thresholds.json."
+    has, lacks = sorted(calibrated, key=lambda name: not calibrated[name])
+    return (
+        f"{has} has calibration.json and thresholds.json, {lacks} has not: F1 at chosen thresholds of {has} is of"
+        " calibrated probabilities; other calibrated scores are not compared."
+    )
 
 
 def class_table(report: dict[str, Any], unit: str) -> pd.DataFrame:

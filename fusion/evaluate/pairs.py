@@ -11,7 +11,8 @@ import numpy as np
 from data.errors import InputError
 from data.manifest import Manifest
 from fusion.evaluate.report import UNITS, Thresholds
-from fusion.evaluate.rows import Evaluated, Rows, Source
+from fusion.evaluate.rows import Evaluated, Rows
+from fusion.evaluate.source import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,12 @@ def _of_classes(side: Side, classes: tuple[str, ...]) -> Side:
     units = {}
     for unit in UNITS:
         rows: Rows = getattr(side.evaluated, unit)
-        units[unit] = replace(rows, probabilities=rows.probabilities[:, columns], targets=rows.targets[:, columns])
+        units[unit] = replace(
+            rows,
+            probabilities=rows.probabilities[:, columns],
+            calibrated=None if rows.calibrated is None else rows.calibrated[:, columns],
+            targets=rows.targets[:, columns],
+        )
     thresholds = side.thresholds and {unit: values[columns] for unit, values in side.thresholds.items()}
     return Side(side.name, replace(side.evaluated, classes=classes, **units), thresholds)
 
@@ -94,6 +100,7 @@ def _select(rows: Rows, numbers: list[int]) -> Rows:
     return Rows(
         ids=[rows.ids[n] for n in numbers],
         probabilities=rows.probabilities[numbers],
+        calibrated=None if rows.calibrated is None else rows.calibrated[numbers],
         targets=rows.targets[numbers],
         patient_ids=[rows.patient_ids[n] for n in numbers],
         views=[rows.views[n] for n in numbers],

@@ -15,8 +15,9 @@ from data.manifest import Manifest
 from data.operating_points import best_f1_thresholds
 from data.spans import number, span
 from data.tables import write_table
-from fusion.evaluate.rows import Evaluated, Source, Template, read_evaluated
+from fusion.evaluate.rows import Evaluated, Template, read_evaluated
 from fusion.evaluate.scores import Settings, unit_report
+from fusion.evaluate.source import Source, load_source_fitted
 from fusion.evaluate.strata import About
 
 UNITS = ("images", "groups")
@@ -32,13 +33,15 @@ HEADLINES = {
     "mAUROC": "AUROC, macro",
     "sensitivity": "sensitivity at specificity {specificity:g}",
     "F1": "F1 at 0.5",
-    "F1_chosen": "F1 at thresholds from validation",
+    "F1_chosen": "F1 at chosen thresholds",
     "Brier": "Brier score",
+    "Brier_calibrated": "  calibrated",
     "ECE": "calibration error (ECE)",
+    "ECE_calibrated": "  calibrated",
 }
 CSV_COLUMNS = (
     *("class", "group", "known", "positives", "AP", "AP_low", "AP_high", "AUROC", "AUROC_low", "AUROC_high"),
-    *("F1", "F1_chosen", "threshold", "sensitivity", "Brier", "ECE"),
+    *("F1", "F1_chosen", "threshold", "sensitivity", "Brier", "ECE", "Brier_calibrated", "ECE_calibrated"),
 )
 
 
@@ -51,14 +54,18 @@ def class_bands(manifest: Manifest) -> dict[str, str]:
 
 
 def choose_thresholds(source: Source, manifest: Manifest, evaluated: Evaluated) -> Thresholds | None:
-    """Thresholds of both units with the best F1 on validation; test rows and labels are not looked at.
+    """Thresholds of both units: those of the model's `thresholds.json`, or else with the best F1 on validation.
+
+    Test rows and labels are not looked at.
 
     Returns:
-        None without validation predictions, or where validation images are among those to be judged.
+        None without both, or where validation images are among those to be judged.
 
     Raises:
         InputError: The validation table holds an image of another split, or lacks a class.
     """
+    if evaluated.fitted is not None:
+        return dict.fromkeys(UNITS, evaluated.fitted.cuts(evaluated.classes))
     if source.validation is None or "val" in evaluated.splits:
         return None
     chosen = read_evaluated(source.validation, manifest, source.by)
@@ -77,6 +84,13 @@ def choose_thresholds(source: Source, manifest: Manifest, evaluated: Evaluated) 
     }
 
 
+def thresholds_from(evaluated: Evaluated, thresholds: Thresholds | None) -> str | None:
+    """Where `choose_thresholds` has them from."""
+    if thresholds is None:
+        return None
+    return "thresholds.json" if evaluated.fitted else "val"
+
+
 def evaluate(
     source: Source,
     manifest: Manifest,
@@ -86,7 +100,7 @@ def evaluate(
     replicates: int,
 ) -> dict[str, Any]:
     """Everything that `metrics.json` says of one prediction table."""
-    evaluated = read_evaluated(source.predictions, manifest, source.by, about, only)
+    evaluated = read_evaluated(source.predictions, manifest, source.by, about, only, load_source_fitted(source))
     thresholds = choose_thresholds(source, manifest, evaluated)
     bands = class_bands(manifest)
     settings = Settings(classes=evaluated.classes, bands=bands, specificity=specificity, replicates=replicates)
@@ -96,7 +110,8 @@ def evaluate(
         "classes": list(evaluated.classes),
         "not_scored": list(evaluated.unscored),
         "images_without_prediction": evaluated.missing,
-        "thresholds_from": None if thresholds is None else "val",
+        "thresholds_from": thresholds_from(evaluated, thresholds),
+        "calibration": evaluated.fitted.as_json() if evaluated.fitted else None,
         "specificity": specificity,
         "replicates": replicates,
     }
@@ -138,6 +153,8 @@ def table_lines(report: dict[str, Any]) -> list[str]:
         f"{'':<34}{'image rows':<26}groups ({group_name})",
     ]
     for key, words in HEADLINES.items():
+        if key not in images["intervals"]:
+            continue
         cells = [span(report[unit]["intervals"][key]) for unit in UNITS]
         lines.append(f"{words.format(**report):<34}{cells[0]:<26}{cells[1]}")
     lines += ["", *class_lines(images, "image rows")]
@@ -159,14 +176,26 @@ def notes(report: dict[str, Any]) -> list[str]:
         lines.append(f"Predicted or labelled, but not both, and not scored: {', '.join(report['not_scored'])}.")
     if report["images_without_prediction"]:
         lines.append(f"Left out: {report['images_without_prediction']} images of the split have no prediction.")
+    return [*lines, thresholds_line(report)]
+
+
+def thresholds_line(report: dict[str, Any]) -> str:
+    """Where thresholds come from, and which probabilities they are for."""
     if report["thresholds_from"] is None:
-        lines.append("No thresholds: they need validation predictions, and other images than these to be judged on.")
-    return lines
+        return "No thresholds: they need validation predictions, and other images than these to be judged on."
+    if (calibration := report["calibration"]) is None:
+        return "Chosen thresholds: of the best F1 on the validation predictions."
+    if calibration["already_calibrated"]:
+        return f"Chosen thresholds: the model's thresholds.json. The table is calibrated ({calibration['method']})."
+    return (
+        "Chosen thresholds: the model's thresholds.json, for probabilities calibrated by its calibration.json"
+        f" ({calibration['method']}); numbers not called calibrated are of the predictions as they are."
+    )
 
 
 def class_lines(unit: dict[str, Any], title: str) -> list[str]:
     """A table of the classes that have a positive."""
-    names = "".join(f"{name:>8}" for name in ("AUROC", "F1", "F1 val", "sens.", "Brier", "ECE"))
+    names = "".join(f"{name:>8}" for name in ("AUROC", "F1", "F1 thr.", "sens.", "Brier", "ECE"))
     lines = [f"{title:<38}{'positives':>10}{'known':>8}   {'AP':<24}{names}"]
     for name, values in unit["per_class"].items():
         if values["AP"] is None:

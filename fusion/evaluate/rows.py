@@ -8,20 +8,18 @@ N images, G groups, C classes.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
-import yaml
 from jaxtyping import Float, Float32, Int
 
 from data.errors import InputError
 from data.groups import Groups, group_images
 from data.manifest import SPLITS, Manifest
 from data.predictions import read_predictions
+from fusion.evaluate.source import Fitted
 from fusion.evaluate.strata import About, group_factors, image_factors
-
-By = Literal["study", "patient"]
+from fusion.result_folder import GroupBy
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +28,8 @@ class Rows:
 
     ids: list[str]
     probabilities: Float32[np.ndarray, "N C"]
+    calibrated: Float32[np.ndarray, "N C"] | None
+    """The same, calibrated; None without a calibration."""
     targets: Float32[np.ndarray, "N C"]
     patient_ids: list[str]
     views: list[str]
@@ -39,18 +39,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where predictions lie and what belongs to them."""
-
-    path: Path
-    predictions: Path
-    validation: Path | None
-    """Predictions of the validation split, from which thresholds may be chosen; None where there are none."""
-    manifest: Path
-    by: By
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,35 +54,17 @@ class Evaluated:
     """Images of these splits without a prediction."""
     unscored: tuple[str, ...]
     """Classes that are predicted or labelled, but not both."""
-
-
-def find_source(path: Path, split: str, manifest: Path | None, validation: Path | None, by: By | None) -> Source:
-    """The files behind what a user names: a folder of stage two (or a copy of it), or one prediction table.
-
-    Args:
-        split: Which table of a folder.
-        manifest: Instead of `manifest.csv` in the run folder, the one that holds the folder.
-        validation: Instead of `predictions_val.csv` beside the predictions.
-        by: Groups, instead of what `config.yaml` beside the predictions says, or else studies.
-
-    Raises:
-        InputError: There is no such table or manifest.
-    """
-    folder = path if path.is_dir() else path.parent
-    predictions = path / f"predictions_{split}.csv" if path.is_dir() else path
-    if not predictions.is_file():
-        raise InputError(f"{predictions}: no such prediction table; name a folder of train_fusion.py or a CSV")
-    beside = folder / "predictions_val.csv"
-    if validation is None and beside.is_file() and beside != predictions:
-        validation = beside
-    found = manifest or folder.parent / "manifest.csv"
-    if not found.is_file():
-        raise InputError(f"{found}: no such manifest; say where it is: --manifest runs/x/manifest.csv")
-    return Source(path, predictions, validation, found, by or _grouping(folder))
+    fitted: Fitted | None
+    """What was used of the model's calibration and thresholds."""
 
 
 def read_evaluated(
-    predictions: Path, manifest: Manifest, by: By, about: About | None = None, only: "Template | None" = None
+    predictions: Path,
+    manifest: Manifest,
+    by: GroupBy,
+    about: About | None = None,
+    only: "Template | None" = None,
+    fitted: Fitted | None = None,
 ) -> Evaluated:
     """Join a prediction table to the manifest's rows of the same splits.
 
@@ -104,10 +74,11 @@ def read_evaluated(
     Args:
         about: Sex and age per image.
         only: The images and classes of a challenge; every one of them must be predicted.
+        fitted: Put aside where other than test images are predicted: it may have been fitted on those.
 
     Raises:
         InputError: An image that the manifest does not know or that belongs to another study there, no common class,
-            a value outside [0, 1]; what `read_predictions` and `group_images` refuse.
+            a value outside [0, 1], a calibration of other classes; what `read_predictions` and `group_images` refuse.
     """
     ids, values, predicted = read_predictions(predictions)
     _check_range(values, predictions)
@@ -123,9 +94,12 @@ def read_evaluated(
     _check_classes(names, predicted, only, predictions)
     columns, kept = [predicted.index(name) for name in names], [manifest.classes.index(name) for name in names]
     subset = Manifest(subset.images, subset.labels[:, kept], names, subset.root)
-    images, groups = _both_units(subset, values[:, columns], number, by, about)
+    fitted = fitted if splits == ("test",) else None
+    calibrated = fitted.calibrated(values, predicted, predictions) if fitted else None
+    calibrated = None if calibrated is None else calibrated[:, columns]
+    images, groups = _both_units(subset, values[:, columns], calibrated, number, by, about)
     unscored = () if only else tuple(sorted(set(predicted) ^ set(manifest.classes)))
-    return Evaluated(names, images, groups, splits, 0 if only else int((number < 0).sum()), unscored)
+    return Evaluated(names, images, groups, splits, 0 if only else int((number < 0).sum()), unscored, fitted)
 
 
 @dataclass(frozen=True)
@@ -153,7 +127,12 @@ class Template:
 
 
 def _both_units(
-    subset: Manifest, values: Float32[np.ndarray, "K C"], number: Int[np.ndarray, "N"], by: By, about: About | None
+    subset: Manifest,
+    values: Float32[np.ndarray, "K C"],
+    calibrated: Float32[np.ndarray, "K C"] | None,
+    number: Int[np.ndarray, "N"],
+    by: GroupBy,
+    about: About | None,
 ) -> tuple[Rows, Rows]:
     groups = group_images(subset, by)
     group_of = np.empty(len(subset), dtype=int)
@@ -164,37 +143,44 @@ def _both_units(
     images = Rows(
         ids=subset.images["image_id"][has].tolist(),
         probabilities=values[number[has]],
+        calibrated=None if calibrated is None else calibrated[number[has]],
         targets=subset.labels[has],
         patient_ids=subset.images["patient_id"][has].tolist(),
         views=views[has].tolist(),
         factors={name: column[has] for name, column in factors.items()},
     )
-    return images, _group_rows(groups, images.probabilities, group_of[has], views.to_numpy(dtype=object), factors)
+    return images, _group_rows(groups, images, group_of[has], views.to_numpy(dtype=object), factors)
 
 
 def _group_rows(
     groups: Groups,
-    probabilities: Float32[np.ndarray, "N C"],
+    images: Rows,
     group_of: Int[np.ndarray, "N"],
     views: np.ndarray,
     factors: dict[str, np.ndarray],
 ) -> Rows:
-    """Rows of the groups that have a predicted image; `probabilities` and `group_of` are those of such images."""
-    order = np.argsort(group_of, kind="stable")
-    chosen, starts = np.unique(group_of[order], return_index=True)
-    sorted_values = probabilities[order]
-    low, high = np.minimum.reduceat(sorted_values, starts), np.maximum.reduceat(sorted_values, starts)
-    sums = np.add.reduceat(sorted_values.astype(np.float64), starts)
-    mean = sums / np.diff(starts, append=len(order))[:, None]
+    """Rows of the groups that have a predicted image; `group_of` is each such image's."""
+    chosen = np.unique(group_of)
     of_groups = group_factors(groups.rows, views, factors)
     return Rows(
         ids=[groups.ids[g] for g in chosen],
-        probabilities=np.where(low == high, low, mean).astype(np.float32),
+        probabilities=_of_groups(images.probabilities, group_of),
+        calibrated=None if images.calibrated is None else _of_groups(images.calibrated, group_of),
         targets=groups.labels[chosen],
         patient_ids=[groups.patient_ids[g] for g in chosen],
         views=[", ".join(views[groups.rows[g]]) for g in chosen],
         factors={name: column[chosen] for name, column in of_groups.items()},
     )
+
+
+def _of_groups(values: Float32[np.ndarray, "N C"], group_of: Int[np.ndarray, "N"]) -> Float32[np.ndarray, "G C"]:
+    """The one probability of a group's images, to the bit, or their mean."""
+    order = np.argsort(group_of, kind="stable")
+    starts = np.unique(group_of[order], return_index=True)[1]
+    ordered = values[order]
+    low, high = np.minimum.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts)
+    mean = np.add.reduceat(ordered.astype(np.float64), starts) / np.diff(starts, append=len(order))[:, None]
+    return np.where(low == high, low, mean).astype(np.float32)
 
 
 def _places(ids: pd.DataFrame, manifest: Manifest, predictions: Path) -> Int[np.ndarray, "K"]:
@@ -235,11 +221,3 @@ def _check_classes(
         raise InputError(
             f"{only.path}: class {lacking[0]!r} is not both predicted and labelled ({len(lacking)} such classes)"
         )
-
-
-def _grouping(folder: Path) -> By:
-    """What stage two fused, from its configuration; studies without one."""
-    path = folder / "config.yaml"
-    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    section = tree.get("grouping") if isinstance(tree, dict) else None
-    return "patient" if isinstance(section, dict) and section.get("by") == "patient" else "study"

@@ -21,7 +21,10 @@ from fusion.evaluate.rows import Rows
 FEW_PATIENTS = 20
 """A part of the test set with fewer patients is listed, but does not decide which classes all parts share."""
 
-HIGHER_IS_WORSE = ("Brier", "ECE")
+CALIBRATED = ("Brier", "ECE")
+"""Scores that a calibration is made for: given with it, too, where there is one."""
+
+HIGHER_IS_WORSE = (*CALIBRATED, *(f"{name}_calibrated" for name in CALIBRATED))
 Methods = dict[str, Float32[np.ndarray, "N C"]]
 
 
@@ -59,12 +62,18 @@ class Scored:
 
 
 def bootstrap_scores(
-    methods: Methods, rows: Rows, thresholds: dict[str, Float[np.ndarray, "C"]], settings: Settings
+    methods: Methods,
+    calibrated: Methods,
+    rows: Rows,
+    thresholds: dict[str, Float[np.ndarray, "C"]],
+    settings: Settings,
 ) -> Scored:
     """Score the methods on the same rows and draws.
 
     Args:
-        thresholds: Per method, from validation; without one there is no `F1_chosen`.
+        calibrated: Probabilities of those methods that have a calibration. Where all have one, their Brier score and
+            calibration error are given beside the plain ones.
+        thresholds: Per method, for calibrated probabilities if it has them; without one there is no `F1_chosen`.
 
     Raises:
         InputError: Fewer than two patients.
@@ -75,12 +84,20 @@ def bootstrap_scores(
     results |= metric_bootstrap(
         methods, rows.targets, rows.patient_ids, thresholds=thresholds, specificity=settings.specificity, **how
     )
+    if calibrated:
+        names = ("F1_chosen", *CALIBRATED)
+        own = metric_bootstrap(
+            methods | calibrated, rows.targets, rows.patient_ids, metrics=names, thresholds=thresholds, **how
+        )
+        results["F1_chosen"] = own["F1_chosen"]
+        if calibrated.keys() == methods.keys():
+            results |= {f"{name}_calibrated": own[name] for name in CALIBRATED}
     columns: dict[str, tuple[str, list[int] | None]] = {"mAP": ("AP", None)}
     for band in ("head", "medium", "tail"):
         numbers = [c for c, name in enumerate(settings.classes) if settings.bands[name] == band]
         columns[f"mAP_{band}"] = ("AP", numbers)
     columns |= {"mAP_micro": ("micro AP", None), "mAUROC": ("AUROC", None)}
-    columns |= {name: (name, None) for name in ("sensitivity", "F1", "F1_chosen", "Brier", "ECE")}
+    columns |= {name: (name, None) for name in ("sensitivity", "F1", "F1_chosen", *HIGHER_IS_WORSE) if name in results}
     return Scored(results, columns)
 
 
@@ -95,7 +112,8 @@ def micro_bootstrap(methods: Methods, rows: Rows, settings: Settings) -> Bootstr
 def unit_report(rows: Rows, thresholds: Float[np.ndarray, "C"] | None, settings: Settings) -> dict[str, Any]:
     """All numbers of one method in one unit, ready for JSON."""
     method = {"model": rows.probabilities}
-    scored = bootstrap_scores(method, rows, {} if thresholds is None else {"model": thresholds}, settings)
+    calibrated = {} if rows.calibrated is None else {"model": rows.calibrated}
+    scored = bootstrap_scores(method, calibrated, rows, {} if thresholds is None else {"model": thresholds}, settings)
     report = summary(rows.probabilities, rows.targets, settings.classes, settings.bands)
     report["intervals"] = {name: interval(scored.interval(name, "model")) for name in scored.columns}
     report |= {name: value["estimate"] for name, value in report["intervals"].items()}
@@ -112,8 +130,8 @@ def unit_report(rows: Rows, thresholds: Float[np.ndarray, "C"] | None, settings:
 
 def class_numbers(results: dict[str, BootstrapResult], method: str, column: int) -> dict[str, Any]:
     """One class: numbers that are not in `summary`, intervals of the ranked ones, replicates it was missing in."""
-    numbers = {name: results[name].class_values[method][column] for name in ("sensitivity", "F1_chosen", "Brier")}
-    numbers = {name: or_none(value) for name, value in numbers.items()}
+    names = ("sensitivity", "F1_chosen", "Brier", "Brier_calibrated", "ECE_calibrated")
+    numbers = {name: or_none(results[name].class_values[method][column]) if name in results else None for name in names}
     intervals = {f"{name}_interval": interval(results[name].interval(method, [column])) for name in ("AP", "AUROC")}
     return numbers | intervals | {"absent_in_replicates": int(results["AP"].dropped[column])}
 
