@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import data.audit.candidates
 from data.audit.appearance import flag_images
 from data.audit.candidates import VARIANTS, Variant, find_candidates, grids
 from data.audit.certificate import certificate, digested_text
@@ -138,6 +139,23 @@ def test_candidates_equal_a_slow_search_over_all_variants():
     slow = np.max([grids(pixels, variant) @ stored.T for variant in VARIANTS], axis=0)
     for (one, other), similarity in found.items():
         assert similarity == pytest.approx(max(slow[one, other], slow[other, one]), abs=1e-5)
+
+
+def test_large_sets_are_searched_in_cells_that_find_the_same_copies(monkeypatch, capfd):
+    pixels = np.stack([thumbnail(picture(n) / np.float32(255)) for n in range(240)])
+    rng = np.random.default_rng(0)
+    for n in range(30):  # the last ones are the first ones, mirrored and grainy
+        grainy = pixels[n][:, ::-1] + rng.normal(scale=8, size=(SIDE, SIDE))
+        pixels[210 + n] = np.clip(grainy, 0, 255)
+    exact = find_candidates(pixels, progress=False)
+    monkeypatch.setattr(data.audit.candidates, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(data.audit.candidates, "CELLS_PROBED", 2)  # of 6
+    cells = find_candidates(pixels, progress=False)
+    assert len(cells.first) != len(exact.first)  # some neighbours lie in cells that were not looked into
+    for pairs in (exact, cells):
+        found = {(min(pair), max(pair)) for pair in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)}
+        assert len({(n, 210 + n) for n in range(30)} - found) <= 1
+    assert "WARNING" not in "".join(capfd.readouterr())
 
 
 def test_equal_files_and_copies_of_copies_are_one_picture():

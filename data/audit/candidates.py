@@ -26,6 +26,7 @@ PER_VARIANT = 8
 MIN_SIMILARITY = 0.5  # of 50 crops of 75 to 95 % a side, all were above 0.6; of random pairs, 1 in 50
 EXACT_UP_TO = 20_000  # images; beyond it, neighbours are looked for in the nearest of many cells
 CELLS_PROBED = 24
+TRAINING_PER_CELL = 39  # images; with fewer, faiss warns
 QUERIES = 4096
 
 
@@ -132,8 +133,9 @@ def _index(stored: Float32[np.ndarray, "N D"]):
     if N <= EXACT_UP_TO:
         index = faiss.IndexFlatIP(D)
     else:
-        index = faiss.index_factory(D, f"IVF{int(4 * N**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
-        index.train(stored[:: max(1, N // 50_000)])
+        cells = max(1, int(min(4 * N**0.5, N / TRAINING_PER_CELL)))
+        index = faiss.index_factory(D, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+        index.train(stored[:: max(1, N // (TRAINING_PER_CELL * cells))])
         faiss.ParameterSpace().set_index_parameter(index, "nprobe", CELLS_PROBED)
     index.add(stored)
     return index
