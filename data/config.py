@@ -70,7 +70,12 @@ def config_files(words: list[str]) -> list[Path]:
 
 
 def check_yaml(path: Path, config_class: type) -> None:
-    """Refuse a configuration file that could run code or exhaust memory, wherever it comes from.
+    """Refuse a configuration file that `read_yaml` refuses, or that has sections which `config_class` has not."""
+    _check_sections(read_yaml(path), config_class, str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a configuration file; refuse one that could run code or exhaust memory, wherever it comes from.
 
     A few hundred bytes of nested aliases fill gigabytes, and the parser imports what a ``class_path`` names before it
     refuses it.
@@ -82,10 +87,9 @@ def check_yaml(path: Path, config_class: type) -> None:
     try:
         text = path.read_text(encoding="utf-8")
         _check_tokens(text)
-        tree = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as a configuration ({' '.join(str(error).split())[:200]})") from None
-    _check_sections(tree, config_class, str(path))
 
 
 def _check_tokens(text: str) -> None:

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float32, Integer
 from data.errors import InputError
 from data.files import atomic_write, sha256_file
 from data.labels import label_text, parse_labels
+from data.strict_json import read_json
 from data.tables import read_table, table_bytes
 from data.views import VIEWS
 
@@ -195,11 +196,8 @@ def describe(manifest: Manifest) -> dict[str, Any]:
 def _read_description(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); run scripts/prepare.py again") from None
-    if not isinstance(description, dict) or not all(isinstance(description.get(k), str) for k in ("digest", "root")):
+    description = read_json(path, "run scripts/prepare.py again")
+    if not all(isinstance(description.get(k), str) for k in ("digest", "root")):
         raise InputError(f"{path}: 'digest' and 'root' are missing; run scripts/prepare.py again")
     rejected = description.get("rejected", [])
     if not isinstance(rejected, list) or not all(_is_pair_of_texts(entry) for entry in rejected):

@@ -1,4 +1,6 @@
-"""Scores of ranked findings: exact average precision and AUROC, F1, calibration, over known labels only.
+"""Scores of ranked findings: exact average precision and AUROC, and calibration, over known labels only.
+
+F1 and sensitivity are in `data.operating_points`.
 
 Axes: **N** rows (images or groups), **C** classes.
 
@@ -11,9 +13,7 @@ Tied scores are one step of the curve, so neither number depends on the order of
 probabilities tie often (206 distinct float16 values lie in [0.9, 1]).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -100,14 +100,6 @@ def per_class(scores: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"
     )
 
 
-def f1_at_half(probabilities: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "C"]:
-    """F1 = 2 TP / (2 TP + FP + FN) per class, calling a probability above 0.5 positive; NaN for an absent class."""
-    known, positive = _checked(probabilities, targets)
-    called = known & (probabilities > POSITIVE_ABOVE)
-    hits, total = (called & positive).sum(axis=0), called.sum(axis=0) + positive.sum(axis=0)
-    return np.where(positive.any(axis=0), 2 * hits / np.maximum(total, 1), np.nan)
-
-
 def calibration_error(
     probabilities: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]
 ) -> Float[np.ndarray, "C"]:
@@ -121,58 +113,29 @@ def calibration_error(
         InputError: A probability lies outside [0, 1]; else as in `average_precision`.
     """
     known, positive = _checked(probabilities, targets)
-    if probabilities.size and (probabilities.min() < 0 or probabilities.max() > 1):
-        found = f"{probabilities.min():.6g} to {probabilities.max():.6g}"
-        raise InputError(f"calibration needs probabilities in [0, 1], found {found}; apply a sigmoid to logits first")
+    check_probabilities(probabilities)
     columns = _known_columns(probabilities, known, positive)
     return np.array([_calibration_gap(scores, labels) for scores, labels in columns])
 
 
-def summary(
-    probabilities: Float[np.ndarray, "N C"],
-    targets: Float[np.ndarray, "N C"],
-    classes: Sequence[str],
-    groups: dict[str, str],
-) -> dict[str, Any]:
-    """All numbers of one evaluation, ready for JSON: an undefined one is None, never 0 or 1 or NaN.
+def brier_score(probabilities: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "C"]:
+    """Mean squared distance of each class's probability from its label, 0 or 1 (Brier 1950, one term of his two).
 
-    Each mean is over the classes that have a positive, so that all of them speak of the same classes (`mAUROC`
-    needs a negative too). `absent` lists the others.
-
-    Args:
-        groups: "head", "medium" or "tail" for every class.
-
-    Raises:
-        InputError: A class without a group, probabilities outside [0, 1], or as in `average_precision`.
+    Equal to `sklearn.metrics.brier_score_loss`. NaN for a class without known labels. Errors as in
+    `calibration_error`.
     """
-    assert len(classes) == targets.shape[1], "one name per column"
-    for name in classes:
-        if name not in groups:
-            raise InputError(f"class {name!r} has no frequency group; wanted head, medium or tail")
-    scores = per_class(probabilities, targets)
-    f1, ece = f1_at_half(probabilities, targets), calibration_error(probabilities, targets)
-    present = scores.positives > 0
-    group_of = np.array([groups[name] for name in classes])
-    means = {"mAP": mean_defined(scores.ap), "mAUROC": mean_defined(scores.auroc)}
-    means |= {f"mAP_{group}": mean_defined(scores.ap[group_of == group]) for group in ("head", "medium", "tail")}
-    means |= {"F1": mean_defined(f1), "ECE": mean_defined(ece[present])}
-    return {
-        "rows": len(targets),
-        **{key: _or_none(value) for key, value in means.items()},
-        "absent": [name for name, seen in zip(classes, present, strict=True) if not seen],
-        "per_class": {
-            name: {
-                "group": groups[name],
-                "AP": _or_none(scores.ap[c]),
-                "AUROC": _or_none(scores.auroc[c]),
-                "F1": _or_none(f1[c]),
-                "ECE": _or_none(ece[c]),
-                "positives": int(scores.positives[c]),
-                "known": int(scores.known[c]),
-            }
-            for c, name in enumerate(classes)
-        },
-    }
+    known, positive = _checked(probabilities, targets)
+    check_probabilities(probabilities)
+    squares = np.where(known, np.square(probabilities.astype(np.float64) - positive), 0.0).sum(axis=0)
+    count = known.sum(axis=0)
+    return np.divide(squares, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def check_probabilities(values: Float[np.ndarray, "*shape"]) -> None:
+    """Refuse values outside [0, 1], such as logits."""
+    if values.size and (values.min() < 0 or values.max() > 1):
+        found = f"{values.min():.6g} to {values.max():.6g}"
+        raise InputError(f"calibration needs probabilities in [0, 1], found {found}; apply a sigmoid to logits first")
 
 
 def mean_defined(values: Float[np.ndarray, "C"]) -> float:
@@ -240,7 +203,3 @@ def _calibration_gap(probabilities: np.ndarray, positive: np.ndarray) -> float:
     bins = np.minimum((probabilities * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
     surplus = np.bincount(bins, weights=probabilities - positive, minlength=CALIBRATION_BINS)
     return float(np.abs(surplus).sum() / len(probabilities))
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

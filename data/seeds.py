@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.bootstrap import BootstrapResult
+from data.intervals import BootstrapResult
 
 
 def mean_over_seeds(result: BootstrapResult, runs: Mapping[str, Sequence[str]]) -> BootstrapResult:
@@ -23,9 +23,11 @@ def mean_over_seeds(result: BootstrapResult, runs: Mapping[str, Sequence[str]]) 
     """
     return replace(
         result,
-        class_ap={method: np.mean([result.class_ap[name] for name in names], axis=0) for method, names in runs.items()},
-        replicate_ap={
-            method: np.mean([result.replicate_ap[name] for name in names], axis=0) for method, names in runs.items()
+        class_values={
+            method: np.mean([result.class_values[name] for name in names], axis=0) for method, names in runs.items()
+        },
+        replicate_values={
+            method: np.mean([result.replicate_values[name] for name in names], axis=0) for method, names in runs.items()
         },
         pairs=(),
     )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.files import sha256_file, sync_folder
+from data.strict_json import read_json
 
 Content = Mapping[str, Tensor] | dict[str, Any] | str
 
@@ -72,12 +73,8 @@ def check_folder(folder: Path) -> None:
     digests_path = folder / "digests.json"
     if not digests_path.is_file():
         raise InputError(f"{folder}: not a complete model or checkpoint folder (digests.json is missing)")
-    try:
-        digests = json.loads(digests_path.read_text())
-        wrong = not isinstance(digests, dict) or not digests
-    except (ValueError, RecursionError):
-        wrong = True
-    if wrong:
+    digests = read_json(digests_path, "copy the whole folder again, or train again")
+    if not digests:
         raise InputError(f"{digests_path}: damaged, wanted a JSON object of file names and digests")
     for name, wanted in digests.items():
         if not (folder / name).is_file():

@@ -20,12 +20,12 @@ from data.demo import ensure_manifest
 from data.image_shards import refuse_unfit
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
-from data.metrics import summary
 from data.order import Draws, derive_seed, rank_share
 from data.plots import plot_batch
 from data.runs import Log, keep_config, run_command, write_environment
 from data.sampling import epoch_draws
 from data.scan import scan_images
+from data.summary import summary
 from extract.backbone import ImageClassifier
 from extract.cache import keep_training_data, write_cache
 from extract.checkpoint import Content

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from data.cache import FeatureCache
 from data.config import default_values
 from data.manifest import Manifest
-from data.metrics import summary
 from data.order import derive_seed
 from data.runs import Log, keep_config
+from data.summary import summary
 from extract.cache import keep_training_data
 from extract.checkpoint import Content, save_folder
 from extract.config import ExtractConfig

@@ -24,10 +24,12 @@ from data.folds import find_folds
 from data.groups import group_images
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
-from data.metrics import mean_defined, per_class, summary
+from data.metrics import mean_defined, per_class
 from data.out_of_fold import OutOfFold, read_folds, refuse_unfinished
 from data.predictions import write_predictions
 from data.runs import HARMLESS_KEYS, Log
+from data.spans import or_none
+from data.summary import summary
 from extract.engine import groups_of, sigmoid
 from fusion.config import FusionConfig
 from fusion.results import submit
@@ -141,7 +143,7 @@ def score(joined: OutOfFold, mean: Float[np.ndarray, "N C"], whole: Manifest, co
         own = units(joined.images.select(held_out), joined.logits[held_out], by)
         values = {unit: mean_defined(per_class(*rows[:2]).ap) for unit, rows in own.items()}
         report["fold_validation"].append(
-            {unit: {"rows": len(own[unit][2]), "mAP": None if np.isnan(v) else v} for unit, v in values.items()}
+            {unit: {"rows": len(own[unit][2]), "mAP": or_none(v)} for unit, v in values.items()}
         )
     for part, rows in parts.items():
         report[part] = {unit: score_unit(*rows[unit], whole.classes, bands, config) for unit in rows}

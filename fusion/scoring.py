@@ -4,17 +4,19 @@ G groups, N images, C classes.
 """
 
 import io
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from data.bootstrap import BootstrapResult, Interval, patient_bootstrap, ratio_interval
+from data.bootstrap import patient_bootstrap
 from data.files import atomic_write
+from data.intervals import BootstrapResult, ratio_interval
 from data.manifest import Manifest
-from data.metrics import mean_defined, per_class, summary
+from data.metrics import mean_defined, per_class
+from data.spans import interval, number, span
+from data.summary import summary
 from extract.engine import groups_of
 from fusion.baselines import to_image_rows
 from fusion.config import FusionConfig
@@ -113,11 +115,6 @@ def rank_share(scores: Float[np.ndarray, "G C"]) -> Float[np.ndarray, "G C"]:
     return ((scores - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
 
 
-def interval(value: Interval) -> dict[str, float | None]:
-    """An interval as JSON takes it."""
-    return {key: None if isinstance(x, float) and np.isnan(x) else x for key, x in asdict(value).items()}
-
-
 def table_lines(report: dict[str, Any], config: FusionConfig) -> list[str]:
     """The comparison as text, one table per unit."""
     by = config.grouping.by
@@ -156,15 +153,3 @@ def unit_lines(report: dict[str, Any], unit: str, title: str) -> list[str]:
         lines.append(f"best baseline on validation: {best}; room F - {best}: {room}; gap closed by fusion: {said}")
         lines.append(f"perception loss P - F: {span(part['differences']['ceiling P - ceiling F'], '+')}")
     return lines
-
-
-def span(value: dict[str, Any], sign: str = "", digits: int = 3) -> str:
-    """``0.512 [0.480, 0.544]``."""
-    if value["estimate"] is None:
-        return "undefined"
-    return f"{value['estimate']:{sign}.{digits}f} [{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]"
-
-
-def number(value: float | None) -> str:
-    """Three digits, or a dash for an undefined number."""
-    return "-" if value is None else f"{value:.3f}"

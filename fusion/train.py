@@ -21,11 +21,11 @@ from data.config import default_values, parse_config
 from data.errors import InputError
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
-from data.metrics import summary
 from data.order import Draws, derive_seed, rank_share
 from data.runs import Log, keep_config, run_command
 from data.sampling import epoch_draws
 from data.shards import patient_hash
+from data.summary import summary
 from extract.cache import keep_training_data
 from extract.checkpoint import Content
 from extract.engine import finish_epoch, groups_of, make_accelerator, make_state, sigmoid

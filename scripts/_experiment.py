@@ -14,7 +14,8 @@ import _bench
 import _root
 import numpy as np
 
-from data.bootstrap import BootstrapResult, patient_bootstrap
+from data.bootstrap import patient_bootstrap
+from data.intervals import BootstrapResult
 from data.manifest import Manifest
 from data.predictions import read_predictions
 from data.seeds import mean_over_seeds, seed_differences

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from data.bootstrap import BootstrapResult, patient_bootstrap
+from data.bootstrap import patient_bootstrap
 from data.cache import FeatureCache
 from data.cache_rewrite import Picks, kept_record, write_picks
 from data.folds import find_folds
+from data.intervals import BootstrapResult
 from data.manifest import Manifest, read_manifest
 from fusion.config import GroupingConfig
 from fusion.grouping import make_groups

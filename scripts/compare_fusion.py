@@ -20,7 +20,8 @@ import _root  # noqa: F401
 import numpy as np
 from _experiment import check_cell, command, keep, link_run
 
-from data.bootstrap import BootstrapResult, patient_bootstrap, ratio_interval
+from data.bootstrap import patient_bootstrap
+from data.intervals import BootstrapResult, ratio_interval
 from data.manifest import read_manifest
 from data.seeds import mean_over_seeds, seed_differences
 from extract.checkpoint import load_json
@@ -159,7 +160,7 @@ def classes(
             table[name] = {
                 "seen in": sorted(seen[name] - {"other"}),
                 "positives": int(np.nansum(labels[:, c])),
-                **{method: round(float(means.class_ap[method][c]), 4) for method in METHODS},
+                **{method: round(float(means.class_values[method][c]), 4) for method in METHODS},
                 "fusion - best": rounded(means.difference(OURS, "best", [c])),
                 "fusion - published wiring": rounded(means.difference(OURS, PUBLISHED, [c])),
             }

@@ -5,8 +5,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import data.bootstrap
-from data.bootstrap import BootstrapResult, Interval, patient_bootstrap, ratio_interval
+from data.bootstrap import patient_bootstrap
 from data.errors import InputError
+from data.intervals import BootstrapResult, Interval, ratio_interval
 from data.metrics import average_precision
 
 
@@ -44,14 +45,14 @@ def test_each_replicate_equals_drawing_patients_and_repeating_their_rows():
         drawn = names[generator.integers(len(names), size=len(names))]
         for method, values in scores.items():
             expected = slow_replicate(values, targets, patients, drawn)
-            np.testing.assert_allclose(result.replicate_ap[method][r], expected, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(result.replicate_values[method][r], expected, rtol=0, atol=1e-12)
 
 
 def test_estimates_are_the_plain_average_precision_on_all_rows():
     scores, targets, patients = made_up()
     result = patient_bootstrap(scores, targets, patients, replicates=3)
     ap = [average_precision(scores["weak"][:, c], targets[:, c]) for c in range(5)]
-    np.testing.assert_array_equal(result.class_ap["weak"], ap)
+    np.testing.assert_array_equal(result.class_values["weak"], ap)
     assert result.intervals["weak"].estimate == pytest.approx(np.mean(ap[:4]))
     assert result.class_intervals("weak")[2].estimate == ap[2]
 
@@ -62,11 +63,11 @@ def test_a_class_is_dropped_for_all_methods_alike_and_counted():
     # neither of two patients is among 70 draws: (1 - 2/70)^70 = 0.13
     assert 0.07 * 400 < result.dropped[3] < 0.2 * 400
     assert result.dropped.tolist() == [0, 0, 0, result.dropped[3], 400]
-    strong, weak = (np.isnan(result.replicate_ap[method]) for method in ("strong", "weak"))
+    strong, weak = (np.isnan(result.replicate_values[method]) for method in ("strong", "weak"))
     np.testing.assert_array_equal(strong, weak)
     without = strong[:, 3]
     np.testing.assert_allclose(
-        result.macro("strong")[without], result.replicate_ap["strong"][without][:, :3].mean(axis=1)
+        result.macro("strong")[without], result.replicate_values["strong"][without][:, :3].mean(axis=1)
     )
     assert result.interval("strong", [3]).replicates == 400 - result.dropped[3]
 
@@ -119,7 +120,7 @@ def test_the_order_of_rows_and_the_size_of_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(data.bootstrap, "CHUNK_ELEMENTS", 4 * len(targets))
     second = patient_bootstrap(shuffled, targets[order], [patients[i] for i in order], replicates=30, seed=7)
     for method in scores:
-        np.testing.assert_array_equal(first.replicate_ap[method], second.replicate_ap[method])
+        np.testing.assert_array_equal(first.replicate_values[method], second.replicate_values[method])
     other_seed = patient_bootstrap(scores, targets, patients, replicates=30, seed=8)
     assert first.intervals != other_seed.intervals
 
@@ -160,8 +161,8 @@ def hand_made(**macros):
     values = {name: np.array(column, dtype=np.float64)[:, None] for name, column in macros.items()}
     return BootstrapResult(
         confidence=0.5,
-        class_ap={name: np.array([np.median(column)]) for name, column in macros.items()},
-        replicate_ap=values,
+        class_values={name: np.array([np.median(column)]) for name, column in macros.items()},
+        replicate_values=values,
         dropped=np.array([0]),
     )
 

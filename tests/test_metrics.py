@@ -10,7 +10,9 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torchmetrics.classification import BinaryCalibrationError
 
 from data.errors import InputError
-from data.metrics import auroc, average_precision, calibration_error, f1_at_half, per_class, summary
+from data.metrics import auroc, average_precision, calibration_error, per_class
+from data.operating_points import f1_at
+from data.summary import summary
 
 NAN = float("nan")
 CLASSES = ("Edema", "Mass", "Hernia", "Fibrosis")
@@ -90,12 +92,12 @@ def test_soft_labels_are_positive_above_one_half():
 def test_f1_at_one_half_equals_scikit_learn():
     scores, targets = made_up()
     scores[:, 3] = 0.5  # exactly one half calls nothing positive
-    found = f1_at_half(scores, targets)
+    found = f1_at(scores, targets)
     for c in range(targets.shape[1]):
         known = ~np.isnan(targets[:, c])
         assert found[c] == pytest.approx(f1_score(targets[known, c], scores[known, c] > 0.5, zero_division=0))
     assert found[3] == 0
-    assert np.isnan(f1_at_half(scores, np.zeros_like(targets))).all()
+    assert np.isnan(f1_at(scores, np.zeros_like(targets))).all()
 
 
 def test_calibration_error_equals_torchmetrics_over_known_labels():

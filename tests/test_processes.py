@@ -11,9 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from data.config import flatten
 from data.manifest import read_manifest
 from data.predictions import read_predictions
 from data.scan import scan_images
+from fusion.evaluate.command import main as evaluate
 from tests.launch import CONFIGS, SECONDS, drive, finish, launch, start
 from tests.make_data import make_run
 
@@ -58,6 +60,18 @@ def test_every_image_is_predicted_once_and_alike_on_any_number_of_processes(doub
         wanted = read_manifest(doubles[1] / "manifest.csv").of_split(split).images["image_id"]
         assert ids_a["image_id"].tolist() == ids_b["image_id"].tolist() == wanted.tolist()
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(a).max()))
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_predictions_made_on_any_number_of_processes_are_evaluated_alike(doubles, number, tmp_path):
+    numbers = []
+    for name, run_dir in (("one", doubles[1]), ("several", doubles[number])):
+        options = ["--predictions", str(run_dir / "fusion"), "--out", str(tmp_path / name), "--replicates", "50"]
+        evaluate(options)
+        numbers.append(flatten(json.loads((tmp_path / name / "metrics.json").read_text())))
+    assert numbers[0].keys() == numbers[1].keys()
+    for key, value in numbers[0].items():
+        assert numbers[1][key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
 
 
 def test_with_fixed_weights_three_processes_write_the_shards_of_one(doubles, tmp_path):

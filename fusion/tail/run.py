@@ -17,11 +17,12 @@ import numpy as np
 from jaxtyping import Float
 from jsonargparse import ArgumentParser
 
-from data.bootstrap import BootstrapResult, patient_bootstrap
+from data.bootstrap import patient_bootstrap
 from data.cache import FeatureCache
 from data.config import parse_config
 from data.errors import InputError
 from data.files import atomic_write
+from data.intervals import BootstrapResult
 from data.lock import locked
 from data.manifest import Manifest, read_manifest
 from data.predictions import read_predictions, write_predictions

@@ -1,0 +1,44 @@
+"""JSON that somebody else may have written: parsed and checked key by key before anything uses it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Parse a file that holds a JSON object.
+
+    Args:
+        remedy: What makes such a file.
+
+    Raises:
+        InputError: It is missing or holds anything else.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{path}: missing or not readable; {remedy}") from None
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: damaged, wanted a JSON object; {remedy}")
+    return record
+
+
+def check_keys(record: Any, wanted: Mapping[str, type], where: str) -> None:
+    """Refuse a JSON object with other keys, or a value of another type (a bool is no number).
+
+    Raises:
+        InputError: names the first.
+    """
+    found = set(record) if isinstance(record, dict) else None
+    if found != set(wanted):
+        said = "no JSON object" if found is None else ", ".join(sorted(map(str, found))) or "none"
+        raise InputError(f"{where}: wanted the keys {', '.join(wanted) or 'none'}, found {said}; fit it again")
+    for key, kind in wanted.items():
+        value = record[key]
+        if isinstance(value, bool) or not isinstance(value, (float, int) if kind is float else kind):
+            raise InputError(f"{where}: {key} must be of type {kind.__name__}, found {json.dumps(value)[:60]}")
