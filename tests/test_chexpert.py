@@ -118,7 +118,7 @@ def test_the_miniature_becomes_the_rows_written_by_hand(folder, caplog):
         assert f"{name}.csv: {found} images; CheXpert has {release}" in caplog.text
 
 
-def test_a_test_table_by_study_takes_the_images_that_lie_there(folder):
+def test_a_test_table_by_study_takes_the_images_that_lie_there(folder, caplog):
     for row in ROWS[7:]:
         path = folder / row.split(",")[4]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +126,7 @@ def test_a_test_table_by_study_takes_the_images_that_lie_there(folder):
     (folder / "test/patient64741/study1/.DS_Store").touch()
     manifest = chexpert.read(folder, test=folder / "groundtruth.csv")
     assert text(manifest) == [HEADER, *ROWS[:7], ROWS[9], ROWS[7], ROWS[8]]  # in the order of that table
+    assert "groundtruth.csv: 2 studies; CheXpert has 500" in caplog.text
     (folder / ROWS[9].split(",")[4]).unlink()
     with pytest.raises(InputError, match=r"groundtruth\.csv, row 2: .*patient64742/study1 holds no view1_frontal"):
         chexpert.read(folder, test=folder / "groundtruth.csv")

@@ -168,8 +168,9 @@ def test_missing_files_are_named(tmp_path):
     arguments = release(tmp_path)
     with pytest.raises(InputError, match=r"report_fixed\.json: no such file; --labels wants the folder"):
         chexpert_plus.read(**arguments, section="report")
-    with pytest.raises(InputError, match=rf"no folder 'train' in it; .*is it {tmp_path / 'PNG'}\?"):
-        chexpert_plus.read(tmp_path, arguments["table"])
+    (tmp_path / "up" / "PNG" / "train").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"up: no folder 'train' in it; .*is it .*/up/PNG\?"):
+        chexpert_plus.read(tmp_path / "up", arguments["table"])
 
 
 def test_the_known_corrupt_png_is_told_apart_and_its_jpeg_is_not():

@@ -121,7 +121,8 @@ def read_radiologists(path: Path, images: Path, folder: Literal["valid", "test"]
     frame, where = read_table(path, required=CHEXPERT_CLASSES), str(path)
     by = "Study" if "Study" in frame and "Path" not in frame else "Path"
     require_columns(path, list(frame.columns), [by])
-    compare_with_release(where, "CheXpert", len(frame), VALID_IMAGES if folder == "valid" else TEST_ROWS[by])
+    published = VALID_IMAGES if folder == "valid" else TEST_ROWS[by]
+    compare_with_release(where, "CheXpert", len(frame), published, unit="studies" if by == "Study" else "images")
     labels = parse_labels(frame, CHEXPERT_CLASSES, where, RADIOLOGISTS)
     if by == "Study":
         frame = images_of_studies(frame.assign(row=range(len(frame))), images, where)

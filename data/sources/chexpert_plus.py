@@ -82,7 +82,8 @@ def read(
     source = Path(labels) if labels else table.parent / "chexbert_labels"
     values = _labels_of(rows, source / f"{section}_fixed.json", uncertain, not_mentioned)
     blank = (frame[SECTIONS[section]].str.strip() == "").to_numpy(dtype=bool)
-    log.warning("%d of %d reports have no text in %s: their labels are unknown", blank.sum(), len(blank), section)
+    if blank.any():
+        log.warning("%d of %d reports have no text in %s: their labels are unknown", blank.sum(), len(blank), section)
     values[blank] = np.nan
     if valid:
         _take_radiologists(values, rows, Path(valid), images)

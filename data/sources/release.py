@@ -30,10 +30,11 @@ def find_table(folder: Path, name: str, option: str, *older: str) -> Path:
 def compare_with_release(
     where: str,
     name: str,
-    num_images: int,
-    published_images: int,
+    num_rows: int,
+    published_rows: int,
     positives: Mapping[str, int] | None = None,
     published: Mapping[str, int] | None = None,
+    unit: str = "images",
 ) -> None:
     """Say where a table differs from what is published about it: a part of it, a later release, or read wrongly.
 
@@ -41,11 +42,12 @@ def compare_with_release(
         where: The table.
         name: The data set.
         positives: Images (or labels) of each class found in the table.
-        published: The same in the release, where it is known; only compared where the number of images is right.
+        published: The same in the release, where it is known; only compared where the number of rows is right.
+        unit: What the rows are.
     """
     published = published or {}
-    if num_images != published_images:
-        log.warning("%s: %d images; %s has %d", where, num_images, name, published_images)
+    if num_rows != published_rows:
+        log.warning("%s: %d %s; %s has %d", where, num_rows, unit, name, published_rows)
         return
     positives = positives or {}
     differ = [label for label, number in positives.items() if published.get(label, number) != number]
