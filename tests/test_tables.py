@@ -159,5 +159,5 @@ def test_header_and_rows_may_end_in_empty_fields_where_that_is_allowed(tmp_path)
     with pytest.raises(InputError, match="row 1: column 2 has no name"):
         read_table(tmp_path / "t.csv", blank_end=True)
     (tmp_path / "t.csv").write_bytes(b",,\n1,2,3\n")
-    with pytest.raises(InputError, match="missing column 'a'|1 fields|3 fields"):
+    with pytest.raises(InputError, match="row 1: missing column 'a'"):
         read_table(tmp_path / "t.csv", ("a",), blank_end=True)
