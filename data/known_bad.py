@@ -49,6 +49,8 @@ PADCHEST_UNREADABLE = (
     "216840111366964012989926673512011101154138555_00-191-086",
     "216840111366964012283393834152009033140208626_00-059-118",
 )
+# CheXpert Plus, a picture's patient and study: a corrupt PNG, says public code that exports the data set
+CHEXPERT_PLUS_UNREADABLE = (("patient32368", "study1"),)
 EMPTY = (
     "0539ee33-9d402e49-a9cc6d36-7aabc539-3d80a62b",  # p10/p10291098/s57194260
     "0b6f08b2-72deda00-d7ccc375-8278269f-b4e11c36",  # p15/p15355458/s52423703
@@ -66,6 +68,8 @@ def known_empty(manifest: Manifest) -> dict[str, str]:
 
 def name_known(path: str, reason: str) -> str:
     """The reason for which a file was rejected, and whether others could not read it either."""
-    if PurePosixPath(path).stem in (*UNREADABLE, *PADCHEST_UNREADABLE):
+    place = PurePosixPath(path)
+    known = place.stem in (*UNREADABLE, *PADCHEST_UNREADABLE)
+    if known or (place.suffix == ".png" and place.parts[-3:-1] in CHEXPERT_PLUS_UNREADABLE):
         return f"{reason} (known: others could not read it either)"
     return reason

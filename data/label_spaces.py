@@ -44,6 +44,73 @@ MIMIC_CXR_CLASSES: tuple[str, ...] = (
     "Support Devices",
 )
 
+# CheXpert v1.0, the order of train.csv, valid.csv and the test tables, with the positive images of train.csv (the
+# CheXpert labeler's). The tables of CheXbert and CheXpert Plus have "No Finding" last. No published groups.
+CHEXPERT_TRAIN_IMAGES = 223_414
+CHEXPERT_POSITIVES: dict[str, int] = {
+    "No Finding": 22_381,
+    "Enlarged Cardiomediastinum": 10_798,
+    "Cardiomegaly": 27_000,
+    "Lung Opacity": 105_581,
+    "Lung Lesion": 9_186,
+    "Edema": 52_246,
+    "Consolidation": 14_783,
+    "Pneumonia": 6_039,
+    "Atelectasis": 33_376,
+    "Pneumothorax": 19_448,
+    "Pleural Effusion": 86_187,
+    "Pleural Other": 3_523,
+    "Fracture": 9_040,
+    "Support Devices": 116_001,
+}
+CHEXPERT_CLASSES: tuple[str, ...] = tuple(CHEXPERT_POSITIVES)
+
+# NIH ChestX-ray14, spelled as in its table, in the order of its authors (Wang et al., CVPR 2017, and its extension to
+# 14), then "No Finding"; positive images of Data_Entry_2017_v2020.csv. No published groups.
+NIH_CHEST_XRAY14_IMAGES = 112_120
+NIH_CHEST_XRAY14_POSITIVES: dict[str, int] = {
+    "Atelectasis": 11_559,
+    "Cardiomegaly": 2_776,
+    "Effusion": 13_317,
+    "Infiltration": 19_894,
+    "Mass": 5_782,
+    "Nodule": 6_331,
+    "Pneumonia": 1_431,
+    "Pneumothorax": 5_302,
+    "Consolidation": 4_667,
+    "Edema": 2_303,
+    "Emphysema": 2_516,
+    "Fibrosis": 1_686,
+    "Pleural_Thickening": 3_385,
+    "Hernia": 227,
+    "No Finding": 60_361,
+}
+NIH_CHEST_XRAY14_CLASSES: tuple[str, ...] = tuple(NIH_CHEST_XRAY14_POSITIVES)
+
+# NIH-CXR-LT (Holste et al., MICCAI 2023): 20 classes in the order of its tables, "Pleural Thickening" with a blank.
+NIH_CXR_LT_CLASSES: tuple[str, ...] = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pleural Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+    "Pneumoperitoneum",
+    "Pneumomediastinum",
+    "Subcutaneous Emphysema",
+    "Tortuous Aorta",
+    "Calcification of the Aorta",
+    "No Finding",
+)
+
 # CXR-LT 2023, order of the CSV and of the submission; positives and groups as the winning entry counts and scores them
 # (CheXFusion, arXiv 2308.03968, public code). The groups are not a plain rule of frequency: Enlarged Cardiomediastinum
 # (11.4 %) is medium, Tortuous Aorta (1.32 %) is tail.

@@ -22,7 +22,20 @@ from data.label_spaces import class_groups
 from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manifest
 from data.runs import run_command
 from data.scan import write_rejected
-from data.sources import cxr_lt_2023, cxr_lt_2024, cxr_lt_2026, dicom_folder, mimic_cxr, mimic_cxr_jpg, padchest, table
+from data.sources import (
+    chexpert,
+    chexpert_plus,
+    cxr_lt_2023,
+    cxr_lt_2024,
+    cxr_lt_2026,
+    dicom_folder,
+    mimic_cxr,
+    mimic_cxr_jpg,
+    nih_chest_xray14,
+    nih_cxr_lt,
+    padchest,
+    table,
+)
 from data.sources.cxr_lt_tables import read_challenge
 from data.views import VIEWS
 
@@ -33,6 +46,10 @@ SOURCES: dict[str, tuple[Callable[..., Manifest], str]] = {
     "mimic-cxr-jpg": (mimic_cxr_jpg.read, "MIMIC-CXR-JPG 2.0.0 or 2.1.0 with its report labels and official split"),
     "mimic-cxr": (mimic_cxr.read, "MIMIC-CXR, the DICOM files, with the tables of MIMIC-CXR-JPG"),
     "padchest": (padchest.read, "PadChest with the labels of its own table"),
+    "chexpert": (chexpert.read, "CheXpert v1.0 or v1.0-small with its report labels, radiologists' for valid and test"),
+    "chexpert-plus": (chexpert_plus.read, "CheXpert Plus, the PNGs, with CheXbert's labels of its reports"),
+    "nih-chest-xray14": (nih_chest_xray14.read, "NIH ChestX-ray14 with the labels of its table and its official lists"),
+    "nih-cxr-lt": (nih_cxr_lt.read, "NIH-CXR-LT (MICCAI 2023): 20 labels on NIH ChestX-ray14 images, its own split"),
     "dicom": (dicom_folder.read, "a folder of DICOM radiographs, grouped by their headers"),
 }
 OUT_HELP = "the manifest to write, runs/<name>/manifest.csv"

@@ -28,7 +28,12 @@ NEEDS_QUOTES = re.compile('[",\r\n]')
 
 
 def read_table(
-    path: Path, required: Sequence[str] = (), *, only_required: bool = False, unnamed: bool = False
+    path: Path,
+    required: Sequence[str] = (),
+    *,
+    only_required: bool = False,
+    unnamed: bool = False,
+    blank_end: bool = False,
 ) -> pd.DataFrame:
     """Read a comma-separated UTF-8 table (`.csv` or `.csv.gz`, byte order mark allowed) with a header row.
 
@@ -36,6 +41,7 @@ def read_table(
         required: Columns that must be there; others are kept too, in the file's order.
         only_required: Others are checked, but not kept: a tenth of the memory for a table with report texts.
         unnamed: Columns may lack a name, such as the row index of some tools; column 4 is then called "column 4".
+        blank_end: The header and any row may end in empty fields beyond the last named column; they are dropped.
 
     Returns:
         One row per data row, RangeIndex, every value a `str`, `""` for an empty field. Blank lines are skipped.
@@ -47,7 +53,7 @@ def read_table(
     path = Path(path)
     try:
         with _open(path) as file:
-            return _parse(path, file, required, only_required, unnamed)
+            return _parse(path, file, required, only_required, unnamed, blank_end)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -93,18 +99,25 @@ def _open(path: Path) -> io.TextIOWrapper:
 
 
 def _parse(
-    path: Path, file: io.TextIOWrapper, required: Sequence[str], only_required: bool, unnamed: bool
+    path: Path,
+    file: io.TextIOWrapper,
+    required: Sequence[str],
+    only_required: bool,
+    unnamed: bool,
+    blank_end: bool,
 ) -> pd.DataFrame:
     rows = _rows(path, file)
     _, header = next(rows, (0, None))
     if header is None:
         raise InputError(f"{path}: empty file; a header row with column names is wanted")
+    while blank_end and header and not header[-1].strip():
+        header.pop()
     if unnamed:
         header = [name if name.strip() else f"column {number}" for number, name in enumerate(header, start=1)]
     _check_header(path, header, required)
     kept = [place for place, name in enumerate(header) if not only_required or name in required]
     parts: list[list[np.ndarray]] = []
-    while chunk := _read_chunk(path, rows, len(header), kept):
+    while chunk := _read_chunk(path, rows, len(header), kept, blank_end):
         parts.append([np.array(column, dtype=object) for column in zip(*chunk, strict=True)])
     if not parts:
         raise InputError(f"{path}: no rows below the header")
@@ -146,10 +159,12 @@ def _rows(path: Path, file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]
 
 
 def _read_chunk(
-    path: Path, rows: Iterator[tuple[int, list[str]]], num_columns: int, kept: list[int]
+    path: Path, rows: Iterator[tuple[int, list[str]]], num_columns: int, kept: list[int], blank_end: bool
 ) -> list[list[str]]:
     chunk: list[list[str]] = []
     for number, row in rows:
+        if blank_end and len(row) > num_columns and not any(row[num_columns:]):
+            del row[num_columns:]
         if len(row) != num_columns:
             raise InputError(f"{path}, row {number}: {len(row)} fields, but the header has {num_columns} columns")
         chunk.append(row if len(kept) == num_columns else [row[place] for place in kept])

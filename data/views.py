@@ -1,4 +1,4 @@
-"""The five views, and how the spellings and codes of MIMIC-CXR, PadChest and DICOM headers map onto them."""
+"""The five views, and how the spellings and codes of data sets and DICOM headers map onto them."""
 
 from data.errors import InputError
 
@@ -38,6 +38,20 @@ PADCHEST_PROJECTIONS = {
     "EXCLUDE": "OTHER",
     "UNK": "UNKNOWN",
 }
+
+# `Frontal/Lateral` and `AP/PA` of the CheXpert tables, all pairs that occur. 17 rows say both Frontal and LL or RL
+# (left, right lateral): one of the two is wrong. Test tables have neither column, only files named frontal or lateral.
+CHEXPERT_VIEWS = {
+    ("Frontal", "PA"): "PA",
+    ("Frontal", "AP"): "AP",
+    ("Frontal", "LL"): "UNKNOWN",
+    ("Frontal", "RL"): "UNKNOWN",
+    ("Frontal", ""): "UNKNOWN",
+    ("Lateral", ""): "LATERAL",
+}
+
+# `View Position` of the NIH ChestX-ray14 table: it has no lateral views.
+NIH_VIEW_POSITIONS = {"PA": "PA", "AP": "AP"}
 
 # (0018,5101) View Position: the defined terms of DICOM PS3.3 C.8.1.2 (CR Series) and what equipment writes beside them.
 DICOM_VIEW_POSITIONS = {
@@ -93,6 +107,31 @@ def view_of_padchest(projection: str) -> str:
     view = PADCHEST_PROJECTIONS.get(projection)
     if view is None:
         raise InputError(f"unknown Projection '{projection}'; known are {', '.join(PADCHEST_PROJECTIONS)}")
+    return view
+
+
+def view_of_chexpert(side: str, projection: str) -> str:
+    """View of CheXpert's `Frontal/Lateral` and `AP/PA`.
+
+    Raises:
+        InputError: A pair that CheXpert does not have.
+    """
+    view = CHEXPERT_VIEWS.get((side, projection))
+    if view is None:
+        known = ", ".join(" ".join(pair).strip() for pair in CHEXPERT_VIEWS)
+        raise InputError(f"unknown pair Frontal/Lateral '{side}' and AP/PA '{projection}'; known are {known}")
+    return view
+
+
+def view_of_nih(view_position: str) -> str:
+    """View of an NIH ChestX-ray14 `View Position`.
+
+    Raises:
+        InputError: A value that the table does not have.
+    """
+    view = NIH_VIEW_POSITIONS.get(view_position)
+    if view is None:
+        raise InputError(f"unknown View Position '{view_position}'; known are {', '.join(NIH_VIEW_POSITIONS)}")
     return view
 
 

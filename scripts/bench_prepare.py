@@ -21,6 +21,7 @@ import _bench
 import _root  # noqa: F401
 import numpy as np
 import pandas as pd
+from _bench_tables import write_chexpert, write_nih
 
 from data.label_spaces import CXR_LT_2024_POSITIVES, CXR_LT_2024_TRAIN_IMAGES, MIMIC_CXR_CLASSES
 from data.sources.mimic_layout import TABLE_NAMES, image_paths
@@ -160,6 +161,8 @@ FORMS: dict[str, Callable[[Path, float, np.random.Generator], list[str]]] = {
     "cxr_lt": write_cxr_lt_2024,
     "mimic": write_mimic_cxr_jpg,
     "padchest": write_padchest,
+    "chexpert": write_chexpert,
+    "nih": write_nih,
 }
 
 

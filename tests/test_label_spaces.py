@@ -14,6 +14,15 @@ ALL_2024 = (
     "Pneumothorax,Pulmonary Embolism,Pulmonary Hypertension,Rib Fracture,Round(ed) Atelectasis,Scoliosis,"
     "Subcutaneous Emphysema,Support Devices,Tortuous Aorta,Tuberculosis"
 )
+CHEXPERT_FINDINGS = (
+    "Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,"
+    "Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
+)
+NIH_CXR_LT = (
+    "Atelectasis,Cardiomegaly,Consolidation,Edema,Effusion,Emphysema,Fibrosis,Hernia,Infiltration,Mass,Nodule,"
+    "Pleural Thickening,Pneumonia,Pneumothorax,Pneumoperitoneum,Pneumomediastinum,Subcutaneous Emphysema,"
+    "Tortuous Aorta,Calcification of the Aorta,No Finding"
+)
 TRAINING_2026 = (
     "Normal,aortic elongation,cardiomegaly,pleural effusion,Nodule,atelectasis,pleural thickening,aortic atheromatosis,"
     "Support Devices,alveolar pattern,fracture,Hernia,Emphysema,azygos lobe,Hydropneumothorax,Kyphosis,Mass,"
@@ -27,6 +36,8 @@ TRAINING_2026 = (
     ("classes", "header"),
     [
         (spaces.MIMIC_CXR_CLASSES, CHEXPERT_HEADER.removeprefix("subject_id,study_id,")),
+        (spaces.CHEXPERT_CLASSES, f"No Finding,{CHEXPERT_FINDINGS}"),
+        (spaces.NIH_CXR_LT_CLASSES, NIH_CXR_LT),
         (spaces.CXR_LT_2023_CLASSES, CLASSES_2023),
         (spaces.CXR_LT_2024_TASK_1_CLASSES, CLASSES_40),
         (spaces.CXR_LT_2024_TASK_2_CLASSES, CLASSES_26),
@@ -54,6 +65,19 @@ def test_the_years_fit_together():
     place = spaces.CXR_LT_2024_TASK_2_CLASSES.index("Mass")
     assert spaces.CXR_LT_2024_TASK_2_CLASSES[place : place + 3] == ("Mass", "Normal", "Nodule")
     assert list(spaces.CXR_LT_2026_CLASSES) != sorted(spaces.CXR_LT_2026_CLASSES)
+
+
+def test_the_older_sets_share_their_classes_with_the_challenges():
+    """So that a model can be trained on one and go on with the other, by name."""
+    assert set(spaces.CHEXPERT_CLASSES) == set(spaces.MIMIC_CXR_CLASSES)
+    nih, long_tailed = set(spaces.NIH_CHEST_XRAY14_CLASSES), set(spaces.NIH_CXR_LT_CLASSES)
+    assert nih - long_tailed == {"Pleural_Thickening"}
+    assert len(long_tailed - nih) == 6
+    assert long_tailed - set(spaces.CXR_LT_2023_CLASSES) == {"Effusion"}
+    negatives_uncertain_and_blank = (201_033, 212_616, 196_414)  # of the first three of train.csv's classes
+    for (_, positives), rest in zip(spaces.CHEXPERT_POSITIVES.items(), negatives_uncertain_and_blank, strict=False):
+        assert positives + rest == spaces.CHEXPERT_TRAIN_IMAGES
+    assert sum(spaces.NIH_CHEST_XRAY14_POSITIVES.values()) == 141_537  # 81,176 findings, 60,361 images without one
 
 
 def test_published_splits_and_positives_add_up():

@@ -142,3 +142,22 @@ def test_other_columns_may_be_left_out_and_columns_may_lack_a_name(tmp_path):
     (tmp_path / "t.csv").write_bytes(b",column 1\n0,1\n")
     with pytest.raises(InputError, match="column 'column 1' occurs twice"):
         read_table(tmp_path / "t.csv", unnamed=True)
+
+
+def test_header_and_rows_may_end_in_empty_fields_where_that_is_allowed(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"a,b,,\n1,,\n3,4\n5,6,,,,\n")
+    table = read_table(tmp_path / "t.csv", blank_end=True)
+    assert table.to_dict("list") == {"a": ["1", "3", "5"], "b": ["", "4", "6"]}
+    assert read_table(tmp_path / "t.csv", ("b",), only_required=True, blank_end=True)["b"].tolist() == ["", "4", "6"]
+    with pytest.raises(InputError, match="row 1: column 3 has no name"):
+        read_table(tmp_path / "t.csv")
+    for line, fault in ((b"1,2,,3", "row 2: 4 fields"), (b"1", "row 2: 1 fields")):
+        (tmp_path / "t.csv").write_bytes(b"a,b,,\n" + line + b"\n")
+        with pytest.raises(InputError, match=f"{fault}, but the header has 2 columns"):
+            read_table(tmp_path / "t.csv", blank_end=True)
+    (tmp_path / "t.csv").write_bytes(b"a,,b,\n1,2,3\n")
+    with pytest.raises(InputError, match="row 1: column 2 has no name"):
+        read_table(tmp_path / "t.csv", blank_end=True)
+    (tmp_path / "t.csv").write_bytes(b",,\n1,2,3\n")
+    with pytest.raises(InputError, match="row 1: missing column 'a'"):
+        read_table(tmp_path / "t.csv", ("a",), blank_end=True)

@@ -10,8 +10,10 @@ from data.views import (
     DICOM_VIEW_CODES,
     DICOM_VIEW_POSITIONS,
     VIEWS,
+    view_of_chexpert,
     view_of_mimic,
     view_of_mimic_meaning,
+    view_of_nih,
     view_of_padchest,
 )
 
@@ -49,6 +51,24 @@ def test_every_projection_of_padchest_is_known_and_no_other():
     for text in ("", "LL", "pa"):
         with pytest.raises(InputError, match="unknown Projection"):
             view_of_padchest(text)
+
+
+def test_every_view_of_chexpert_and_nih_is_known_and_no_other():
+    rows = {("Frontal", "AP"): 161_590, ("Frontal", "PA"): 29_420, ("Frontal", "LL"): 16, ("Frontal", "RL"): 1,
+            ("Lateral", ""): 32_387}  # fmt: skip
+    totals = dict.fromkeys(VIEWS, 0)
+    for pair, count in rows.items():
+        totals[view_of_chexpert(*pair)] += count
+    assert totals == {"PA": 29_420, "AP": 161_590, "LATERAL": 32_387, "OTHER": 0, "UNKNOWN": 17}
+    assert sum(totals.values()) == 223_414
+    assert view_of_chexpert("Frontal", "") == "UNKNOWN"  # the test tables do not say which
+    for pair in (("Lateral", "PA"), ("frontal", "PA"), ("", "")):
+        with pytest.raises(InputError, match="unknown pair"):
+            view_of_chexpert(*pair)
+    assert [view_of_nih(text) for text in ("PA", "AP")] == ["PA", "AP"]
+    for text in ("", "LL", "pa"):
+        with pytest.raises(InputError, match="unknown View Position"):
+            view_of_nih(text)
 
 
 def test_the_view_codes_of_dicom_mean_what_pydicom_says():

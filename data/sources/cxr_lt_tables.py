@@ -18,7 +18,8 @@ from data.groups import group_images
 from data.labels import parse_labels
 from data.manifest import MANIFEST_COLUMNS, SPLITS, Manifest, check_manifest
 from data.sources.mimic_layout import check_image_folder, check_paths, mimic_views, plain_study_ids
-from data.splits import split_patients
+from data.sources.release import compare_with_release
+from data.sources.table import join, validate_by_patient
 from data.tables import read_table
 
 REQUIRED = ("dicom_id", "subject_id", "study_id", "ViewPosition")
@@ -73,8 +74,8 @@ def read_challenge(
         del parts["val"]
     parts = _without_overlap(parts, paths, overlap)
     if "val" not in parts:
-        parts["train"] = _with_validation(parts["train"], val_fraction, seed)
-    manifest = _join([parts[split] for split in SPLITS if split in parts])
+        parts["train"] = validate_by_patient(parts["train"], val_fraction, seed)
+    manifest = join([parts[split] for split in SPLITS if split in parts])
     check_manifest(manifest, str(labels))
     try:
         group_images(manifest, "study")
@@ -134,7 +135,10 @@ def _read_file(challenge: Challenge, path: Path, split: str, root: Path) -> Mani
     manifest = Manifest(rows, values, challenge.classes, root)
     check_manifest(manifest, where)
     check_paths(manifest.images, where, path_column, (".jpg", ".png", ".dcm"))
-    _compare_with_release(challenge, manifest, split, where)
+    if split in challenge.images:
+        positives = dict(zip(manifest.classes, (manifest.labels == 1).sum(axis=0).tolist(), strict=True))
+        published = challenge.train_positives if split == "train" else {}
+        compare_with_release(where, challenge.name, len(manifest), challenge.images[split], positives, published)
     return manifest
 
 
@@ -153,24 +157,6 @@ def _check_classes(
             f" {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
         )
     return True
-
-
-def _compare_with_release(challenge: Challenge, manifest: Manifest, split: str, where: str) -> None:
-    """Say where a table differs from what is published about it: a part of it, a later release, or read wrongly."""
-    published = challenge.images.get(split)
-    if published is None:
-        return
-    if len(manifest) != published:
-        log.warning("%s: %d images; %s has %d", where, len(manifest), challenge.name, published)
-    elif split == "train":
-        found = dict(zip(manifest.classes, (manifest.labels == 1).sum(axis=0).tolist(), strict=True))
-        differ = [name for name, number in challenge.train_positives.items() if found.get(name, number) != number]
-        if differ:
-            name, published = differ[0], challenge.train_positives[differ[0]]
-            log.warning(
-                "%s: %d classes have other numbers of images than published for %s, first %s: %d, published %d",
-                *(where, len(differ), challenge.name, name, found[name], published),
-            )
 
 
 def _without_overlap(parts: dict[str, Manifest], paths: dict[str, Path], overlap: str) -> dict[str, Manifest]:
@@ -198,19 +184,3 @@ def _without_overlap(parts: dict[str, Manifest], paths: dict[str, Path], overlap
             raise InputError(f"{name}: every patient is also in a later split; nothing is left")
         parts[split] = parts[split].select(~shared.to_numpy(dtype=bool))
     return parts
-
-
-def _with_validation(train: Manifest, val_fraction: float, seed: int) -> Manifest:
-    if not 0 < val_fraction < 1:
-        raise InputError(f"val_fraction must be between 0 and 1, got {val_fraction}")
-    fractions = {"train": 1 - val_fraction, "val": val_fraction}
-    split = split_patients(train.images["patient_id"].tolist(), train.labels, fractions, seed)
-    log.warning("%d of %d training images validate, by patient", (split == "val").sum(), len(train))
-    return Manifest(
-        train.images.assign(split=pd.array(split.tolist(), dtype="str")), train.labels, train.classes, train.root
-    )
-
-
-def _join(parts: list[Manifest]) -> Manifest:
-    images = pd.concat([part.images for part in parts], ignore_index=True)
-    return Manifest(images, np.concatenate([part.labels for part in parts]), parts[0].classes, parts[0].root)

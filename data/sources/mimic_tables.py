@@ -21,9 +21,10 @@ from jaxtyping import Float32
 
 from data.errors import InputError
 from data.label_spaces import MIMIC_CXR_CLASSES
-from data.labels import parse_labels
 from data.manifest import MANIFEST_COLUMNS, Manifest, check_manifest
 from data.sources.mimic_layout import TABLE_NAMES, check_ids, image_paths, mimic_views, plain_study_ids
+from data.sources.release import find_table
+from data.sources.report_labels import NotMentioned, Uncertain, parse_report_labels
 from data.tables import read_table
 
 METADATA = "mimic-cxr-2.0.0-metadata.csv.gz"
@@ -34,8 +35,6 @@ SPLIT_NAMES = {"train": "train", "validate": "val", "test": "test"}
 RADIOLOGISTS_SAY = {"Lung Opacity": "Airspace Opacity"}
 
 Labeler = Literal["chexpert", "negbio"]
-Uncertain = Literal["ones", "zeros", "ignore"]
-NotMentioned = Literal["zeros", "ignore"]
 TestLabels = Literal["report", "radiologist"]
 
 log = logging.getLogger(__name__)
@@ -49,27 +48,6 @@ class LabelRule:
     uncertain: Uncertain
     not_mentioned: NotMentioned
     test_labels: TestLabels
-
-    def values(self) -> dict[str, float]:
-        """Every text of the label tables, and the number that it becomes."""
-        unsure = {"ones": 1.0, "zeros": 0.0, "ignore": np.nan}[self.uncertain]
-        blank = {"zeros": 0.0, "ignore": np.nan}[self.not_mentioned]
-        return {"1.0": 1.0, "0.0": 0.0, "-1.0": unsure, "1": 1.0, "0": 0.0, "-1": unsure, "": blank}
-
-
-def find_table(folder: Path, name: str, option: str) -> Path:
-    """A table as distributed or unpacked: with or without `.gz`.
-
-    Args:
-        option: The command's option that names the folder, for the error.
-
-    Raises:
-        InputError: There is neither.
-    """
-    for path in (folder / name, folder / name.removesuffix(".gz"), folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise InputError(f"{folder / name}: no such file; {option} wants the folder that holds it")
 
 
 def read_ids(path: Path, columns: tuple[str, ...], key: str) -> pd.DataFrame:
@@ -170,11 +148,7 @@ def _labels_of_images(
     table: pd.DataFrame, path: Path, images: pd.DataFrame, rule: LabelRule
 ) -> Float32[np.ndarray, "N C"]:
     """Labels of a table by study for each image; NaN for studies without a row."""
-    labels = parse_labels(table, MIMIC_CXR_CLASSES, str(path), rule.values())
-    blank = (table[list(MIMIC_CXR_CLASSES)] == "").to_numpy(dtype=bool)
-    no_finding = MIMIC_CXR_CLASSES.index("No Finding")
-    labels[blank[:, no_finding], no_finding] = 0  # these tables never write 0 there
-    labels[blank.all(axis=1)] = np.nan  # nothing was found in the report at all: not even that there is nothing
+    labels = parse_report_labels(table, MIMIC_CXR_CLASSES, str(path), rule.uncertain, rule.not_mentioned)
     rows = pd.Index(table["study_id"]).get_indexer(images["study_id"])
     return np.where(rows[:, None] < 0, np.float32(np.nan), labels[rows])
 

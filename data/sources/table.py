@@ -151,6 +151,29 @@ def agree_within_studies(manifest: Manifest, study_labels: Literal["same", "any"
     return replace(manifest, labels=labels)
 
 
+def validate_by_patient(manifest: Manifest, val_fraction: float, seed: int) -> Manifest:
+    """With a part of the training patients validating, chosen so that every class keeps its share.
+
+    Raises:
+        InputError: `val_fraction` outside (0, 1).
+    """
+    if not 0 < val_fraction < 1:
+        raise InputError(f"val_fraction must be between 0 and 1, got {val_fraction}")
+    train = manifest.of_split("train")
+    split = manifest.images["split"].to_numpy(dtype=object)
+    fractions = {"train": 1 - val_fraction, "val": val_fraction}
+    split[split == "train"] = split_patients(train.images["patient_id"].tolist(), train.labels, fractions, seed)
+    log.warning("%d of %d training images validate, by patient", (split == "val").sum(), len(train))
+    return replace(manifest, images=manifest.images.assign(split=pd.array(split.tolist(), dtype="str")))
+
+
+def join(parts: Sequence[Manifest]) -> Manifest:
+    """The rows of several manifests with the same classes and root, one after the other."""
+    images = pd.concat([part.images for part in parts], ignore_index=True)
+    rejected = tuple(entry for part in parts for entry in part.rejected)
+    return Manifest(images, np.concatenate([part.labels for part in parts]), parts[0].classes, parts[0].root, rejected)
+
+
 def split_by_patient(manifest: Manifest, val_fraction: float, test_fraction: float, seed: int) -> Manifest:
     """With a split made by patient instead of the one it has."""
     fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
