@@ -17,10 +17,25 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from data.errors import InputError
+from data.join import join
+from data.label_maps import SPACES
 from data.label_spaces import class_groups
 from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manifest
 from data.scan import write_rejected
-from data.sources import cxr_lt_2023, cxr_lt_2024, cxr_lt_2026, dicom_folder, mimic_cxr, mimic_cxr_jpg, padchest, table
+from data.sources import (
+    brax,
+    cxr_lt_2023,
+    cxr_lt_2024,
+    cxr_lt_2026,
+    dicom_folder,
+    mimic_cxr,
+    mimic_cxr_jpg,
+    padchest,
+    rsna,
+    table,
+    vinbigdata,
+    vindr,
+)
 from data.sources.cxr_lt_tables import read_challenge
 from data.views import VIEWS
 
@@ -31,6 +46,10 @@ SOURCES: dict[str, tuple[Callable[..., Manifest], str]] = {
     "mimic-cxr-jpg": (mimic_cxr_jpg.read, "MIMIC-CXR-JPG 2.0.0 or 2.1.0 with its report labels and official split"),
     "mimic-cxr": (mimic_cxr.read, "MIMIC-CXR, the DICOM files, with the tables of MIMIC-CXR-JPG"),
     "padchest": (padchest.read, "PadChest with the labels of its own table"),
+    "vindr": (vindr.read, "VinDr-CXR with the labels of its readers and its test split"),
+    "vinbigdata": (vinbigdata.read, "VinBigData (Kaggle), which is VinDr-CXR's training images, with 15 classes"),
+    "rsna": (rsna.read, "RSNA Pneumonia Detection (Kaggle), on images of NIH ChestX-ray14"),
+    "brax": (brax.read, "BRAX with its report labels"),
     "dicom": (dicom_folder.read, "a folder of DICOM radiographs, grouped by their headers"),
 }
 OUT_HELP = "the manifest to write, runs/<name>/manifest.csv"
@@ -88,6 +107,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
     for name, add_arguments, run, help_text in (
         ("table", _table_arguments, _table, "any CSV with one row per image"),
         ("phantom", _phantom_arguments, _phantom, "simulated chests, made here: nothing to download"),
+        ("join", _join_arguments, _join, "several manifests in one, in the classes of one challenge or data set"),
         ("accept", _accept_arguments, _accept, "take over a manifest.csv that was edited by hand"),
     ):
         part = ArgumentParser(description=help_text)
@@ -144,6 +164,26 @@ def _phantom(options: Namespace) -> None:
         write_phantom(folder, num_studies=num_studies, size=options.size, seed=options.seed)
     form = replace(cxr_lt_2023.CHALLENGE, source="phantom", images={})  # the tables' form, not the release's numbers
     _write(read_challenge(form, folder / "mimic-cxr-jpg", folder / "cxr-lt-2023"), out)
+
+
+def _join_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="two or more; the first counts first")
+    parser.add_argument("--classes", required=True, choices=list(SPACES), help="the label space to join them in")
+    parser.add_argument(
+        "--overlap",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="for a patient with other splits elsewhere: refuse, or keep the rows in test, else in val, alone",
+    )
+    _add_out(parser)
+
+
+def _join(options: Namespace) -> None:
+    out = _checked_out(options.out)
+    if out.resolve() in [path.resolve() for path in options.manifests]:
+        raise InputError(f"--out {out}: is one of the manifests to join; name another folder")
+    manifests = [read_manifest(path) for path in options.manifests]
+    _write(join([*manifests], [str(path) for path in options.manifests], options.classes, options.overlap), out)
 
 
 def _accept_arguments(parser: ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The five views, and how the spellings and codes of MIMIC-CXR, PadChest and DICOM headers map onto them."""
+"""The five views, and how the spellings and codes of MIMIC-CXR, PadChest, BRAX and DICOM headers map onto them."""
 
 from data.errors import InputError
 
@@ -37,6 +37,16 @@ PADCHEST_PROJECTIONS = {
     "COSTAL": "OTHER",
     "EXCLUDE": "OTHER",
     "UNK": "UNKNOWN",
+}
+
+# `ViewPosition` of the BRAX table: the values that occur (public code that lists them all), then those that its
+# description names beside them. Decubitus and oblique views are neither frontal nor lateral.
+BRAX_VIEW_POSITIONS = {
+    "": "UNKNOWN",
+    "PA": "PA",
+    "AP": "AP",
+    **dict.fromkeys(("L", "RL", "LL"), "LATERAL"),
+    **dict.fromkeys(("AP LLD", "LT-DECUB", "RLO", "RLD", "LLD", "LLO"), "OTHER"),
 }
 
 # (0018,5101) View Position: the defined terms of DICOM PS3.3 C.8.1.2 (CR Series) and what equipment writes beside them.
@@ -93,6 +103,18 @@ def view_of_padchest(projection: str) -> str:
     view = PADCHEST_PROJECTIONS.get(projection)
     if view is None:
         raise InputError(f"unknown Projection '{projection}'; known are {', '.join(PADCHEST_PROJECTIONS)}")
+    return view
+
+
+def view_of_brax(view_position: str) -> str:
+    """View of a BRAX `ViewPosition`; blank is UNKNOWN.
+
+    Raises:
+        InputError: A value that BRAX is not known to have.
+    """
+    view = BRAX_VIEW_POSITIONS.get(view_position.strip())
+    if view is None:
+        raise InputError(f"unknown ViewPosition '{view_position}'; known are {', '.join(BRAX_VIEW_POSITIONS)[2:]}")
     return view
 
 

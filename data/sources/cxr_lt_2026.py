@@ -15,7 +15,6 @@ out), the layout of the test table of task 2, and how its images from NIH ChestX
 
 import logging
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +28,7 @@ from data.labels import parse_labels
 from data.manifest import MANIFEST_COLUMNS, SPLITS, Manifest, check_manifest
 from data.sources.cxr_lt_tables import LABEL_VALUES
 from data.sources.padchest import image_paths, read_metadata, views
-from data.sources.table import agree_within_studies
-from data.splits import split_patients
+from data.sources.table import agree_within_studies, validate_on_part
 from data.tables import read_table
 
 TRAINING, REMOVAL = "CXRLT_2026_training.csv", "Removal.csv"
@@ -85,7 +83,7 @@ def read(
     frame = pd.concat([parts[split].assign(split=split) for split in SPLITS if split in parts], ignore_index=True)
     manifest = _manifest(frame, images, CLASSES[task], str(labels))
     manifest = agree_within_studies(manifest, study_labels)
-    return _with_validation(manifest, val_fraction, seed) if task == 1 else manifest
+    return validate_on_part(manifest, val_fraction, seed) if task == 1 else manifest
 
 
 def _find(labels: Path, name: str) -> Path:
@@ -201,13 +199,3 @@ def _manifest(frame: pd.DataFrame, images: Path, classes: tuple[str, ...], where
     manifest = Manifest(rows, frame[list(classes)].to_numpy(dtype=np.float32), classes, images)
     check_manifest(manifest, where)
     return manifest
-
-
-def _with_validation(manifest: Manifest, val_fraction: float, seed: int) -> Manifest:
-    if not 0 < val_fraction < 1:
-        raise InputError(f"val_fraction must be between 0 and 1, got {val_fraction}")
-    train = manifest.of_split("train")
-    split = manifest.images["split"].to_numpy(dtype=object)
-    fractions = {"train": 1 - val_fraction, "val": val_fraction}
-    split[split == "train"] = split_patients(train.images["patient_id"].tolist(), train.labels, fractions, seed)
-    return replace(manifest, images=manifest.images.assign(split=pd.array(split.tolist(), dtype="str")))

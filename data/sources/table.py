@@ -156,3 +156,18 @@ def split_by_patient(manifest: Manifest, val_fraction: float, test_fraction: flo
     fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
     splits = split_patients(manifest.images["patient_id"].tolist(), manifest.labels, fractions, seed)
     return replace(manifest, images=manifest.images.assign(split=pd.array(splits.tolist(), dtype="str")))
+
+
+def validate_on_part(manifest: Manifest, val_fraction: float, seed: int) -> Manifest:
+    """With part of the training patients in val; other rows keep their split.
+
+    Raises:
+        InputError: `val_fraction` outside (0, 1).
+    """
+    if not 0 < val_fraction < 1:
+        raise InputError(f"val_fraction must be between 0 and 1, got {val_fraction}")
+    train = manifest.of_split("train")
+    split = manifest.images["split"].to_numpy(dtype=object)
+    fractions = {"train": 1 - val_fraction, "val": val_fraction}
+    split[split == "train"] = split_patients(train.images["patient_id"].tolist(), train.labels, fractions, seed)
+    return replace(manifest, images=manifest.images.assign(split=pd.array(split.tolist(), dtype="str")))
