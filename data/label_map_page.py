@@ -18,12 +18,12 @@ SHOWN = 8  # names in a cell
 HEAD = """# Label maps
 
 Made by `python scripts/label_maps.py` from [`data/label_maps.py`](../data/label_maps.py), which says what every class
-stands for and why; [`data/relabel.py`](../data/relabel.py) applies it. `scripts/prepare.py join` uses it to put sets into
-one label space ([joining](joining.md)).
+stands for and why; [`data/relabel.py`](../data/relabel.py) applies it. `scripts/prepare.py join` uses it to put sets
+into one label space ([joining](joining.md)).
 
-In the tables, a name is the class of the source that is meant; several names: any of them makes it 1, all of them 0 make
-it 0. *0 if not X*: X is wider, so that its 0 is a 0 here and its 1 says nothing. An empty cell: unknown. A source that
-could only ever say 1 of a class says nothing of it here, because the class would be learned as the look of that source.
+In the tables, a name is the class of the source that is meant; several names: any of them makes it 1, all of them 0
+make it 0. *0 if not X*: X is wider, so that its 0 is a 0 here and its 1 says nothing. An empty cell: unknown. A source
+that could only ever say 1 of a class says nothing of it here: the class would be learned as the look of that source.
 
 chexpert and brax have the classes of mimic-cxr, cxr-lt-2024-task-2 those of cxr-lt-2023 (Normal for No Finding); NIH's
 list of boxes says Infiltrate for Infiltration, VinDr's test table Other disease for Other diseases.
