@@ -5,7 +5,7 @@ the archive's name in front. Within one, the same image in two sets (VinDr-CXR a
 MIMIC-CXR and CXR-LT) becomes one row: the first set's, with the first known label of each class. A patient keeps one
 split.
 
-Axes: **N** images, **C** classes.
+Axes: **N** rows, **M** images, **C** classes.
 """
 
 import logging
@@ -158,8 +158,8 @@ def _one_split(table: pd.DataFrame, overlap: str) -> np.ndarray:
 
 def _one_row_per_image(
     table: pd.DataFrame, labels: Float32[np.ndarray, "N C"]
-) -> tuple[pd.DataFrame, Float32[np.ndarray, "N C"]]:
-    """The first row of each image; the images of a study share the first known label of each class."""
+) -> tuple[pd.DataFrame, Float32[np.ndarray, "M C"]]:
+    """The first row of each of M images; the images of a study share the first known label of each class."""
     again = table["image_id"].duplicated().to_numpy(dtype=bool)
     if not again.any():
         return table, labels

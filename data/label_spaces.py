@@ -192,8 +192,13 @@ CHEXPERT_CLASSES: tuple[str, ...] = tuple(
     ).split(",")
 )
 
-# BRAX 1.1.0, the order of master_spreadsheet_update.csv: CheXpert's.
-BRAX_CLASSES: tuple[str, ...] = CHEXPERT_CLASSES
+# BRAX 1.1.0, the order of its description and of public code: CheXpert's but for Lung Lesion before Lung Opacity.
+BRAX_CLASSES: tuple[str, ...] = tuple(
+    (
+        "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Lesion,Lung Opacity,Edema,Consolidation,Pneumonia,"
+        "Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
+    ).split(",")
+)
 
 # NIH ChestX-ray14, the names in `Finding Labels` in the paper's order, and "No Finding", which stands alone.
 NIH_CLASSES: tuple[str, ...] = tuple(

@@ -4,6 +4,7 @@ Axes: **N** images, **S** classes of the source, **C** classes of the target, **
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +62,7 @@ def relabel(labels: Float32[np.ndarray, "N S"], classes: Sequence[str], space: s
     return np.stack([found.get(name, unknown) for name in names], axis=1).astype(np.float32)
 
 
+@cache
 def counterparts(space: str, target: str) -> dict[str, Counterpart]:
     """What each target class is to a source, found by asking `relabel`; classes that stay unknown are left out."""
     classes = SPACES[space]

@@ -22,7 +22,7 @@ NAN = float("nan")
 
 def made(root: Path, source: str, classes: tuple[str, ...], rows: list[tuple], **labels: list[float]) -> Manifest:
     """Rows of image, study, patient, split; labels by class, 0 where not given."""
-    lines = [[i, s, p, "PA", f"{i.replace(':', '_')}.png", split, source] for i, s, p, split in rows]
+    lines = [[i, s, p, "PA", f"{i.removesuffix('.png')}.png", split, source] for i, s, p, split in rows]
     values = np.zeros((len(rows), len(classes)), dtype=np.float32)
     for name, column in labels.items():
         values[:, classes.index(name.replace("_", " "))] = column

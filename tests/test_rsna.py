@@ -88,7 +88,12 @@ def test_images_of_one_person_stay_in_one_split_and_views_are_unknown_without_th
 @pytest.mark.parametrize(
     ("table", "old", "new", "message"),
     [
-        ("details", "Normal", "normal", "row 5, column 'class': 'normal' is none of Lung Opacity, No Lung Opacity"),
+        (
+            "details",
+            f"{C},Normal",
+            f"{C},normal",
+            "row 5, column 'class': 'normal' is none of Lung Opacity, No Lung Opacity",
+        ),
         ("details", f"{B},Lung Opacity", f"{B},Normal", f"patientId {B} has two classes"),
         ("details", f"{D},", f"{'e' * 36},", f"row 6: Target '1' with x '10.0' .*'none at all'.* gives to {D}"),
         (
