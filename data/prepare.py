@@ -183,7 +183,7 @@ def _join(options: Namespace) -> None:
     if out.resolve() in [path.resolve() for path in options.manifests]:
         raise InputError(f"--out {out}: is one of the manifests to join; name another folder")
     manifests = [read_manifest(path) for path in options.manifests]
-    _write(join([*manifests], [str(path) for path in options.manifests], options.classes, options.overlap), out)
+    _write(join(manifests, [str(path) for path in options.manifests], options.classes, options.overlap), out)
 
 
 def _accept_arguments(parser: ArgumentParser) -> None:
