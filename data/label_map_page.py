@@ -11,7 +11,18 @@ TARGETS = {
     "cxr-lt-2026-task-2": "CXR-LT 2026, task 2",
 }
 """The challenges that get a table; task 2 of 2024 has the classes of 2023, with Normal for No Finding."""
-SOURCES = ("cxr-lt-2023", "cxr-lt-2024", "cxr-lt-2026", "mimic-cxr", "nih", "rsna", "vindr", "vinbigdata", "padchest")
+SOURCES = (
+    "cxr-lt-2023",
+    "cxr-lt-2024",
+    "cxr-lt-2026",
+    "mimic-cxr",
+    "nih",
+    "nih-cxr-lt",
+    "rsna",
+    "vindr",
+    "vinbigdata",
+    "padchest",
+)
 """Their columns; CheXpert and BRAX have the classes of mimic-cxr."""
 SHOWN = 8  # names in a cell
 

@@ -27,7 +27,8 @@ SPACES: dict[str, tuple[str, ...]] = {
     "mimic-cxr": spaces.MIMIC_CXR_CLASSES,
     "chexpert": spaces.CHEXPERT_CLASSES,
     "brax": spaces.BRAX_CLASSES,
-    "nih": spaces.NIH_CLASSES,
+    "nih": spaces.NIH_CHEST_XRAY14_CLASSES,
+    "nih-cxr-lt": spaces.NIH_CXR_LT_CLASSES,
     "rsna": spaces.RSNA_CLASSES,
     "vindr": spaces.VINDR_CLASSES,
     "vinbigdata": spaces.VINBIGDATA_CLASSES,
@@ -49,6 +50,7 @@ _OTHER_NAMES: dict[str, dict[str, str]] = {
         "pneumoperitoneo": "pneumoperitoneum",
     },
     "nih": {"Effusion": "pleural effusion", "Pleural_Thickening": "pleural thickening"},
+    "nih-cxr-lt": {"Effusion": "pleural effusion"},
     "rsna": {"Lung Opacity": "pneumonia", "Normal": "no finding"},
     "vindr": {
         "Calcification": "lung calcification",

@@ -201,10 +201,19 @@ BRAX_CLASSES: tuple[str, ...] = tuple(
 )
 
 # NIH ChestX-ray14, the names in `Finding Labels` in the paper's order, and "No Finding", which stands alone.
-NIH_CLASSES: tuple[str, ...] = tuple(
+NIH_CHEST_XRAY14_CLASSES: tuple[str, ...] = tuple(
     (
         "Atelectasis,Cardiomegaly,Effusion,Infiltration,Mass,Nodule,Pneumonia,Pneumothorax,Consolidation,Edema,"
         "Emphysema,Fibrosis,Pleural_Thickening,Hernia,No Finding"
+    ).split(",")
+)
+
+# PruneCXR's NIH-CXR-LT, the header of miccai2023_nih-cxr-lt_labels_train.csv.
+NIH_CXR_LT_CLASSES: tuple[str, ...] = tuple(
+    (
+        "Atelectasis,Cardiomegaly,Consolidation,Edema,Effusion,Emphysema,Fibrosis,Hernia,Infiltration,Mass,Nodule,"
+        "Pleural Thickening,Pneumonia,Pneumothorax,Pneumoperitoneum,Pneumomediastinum,Subcutaneous Emphysema,"
+        "Tortuous Aorta,Calcification of the Aorta,No Finding"
     ).split(",")
 )
 

@@ -10,7 +10,7 @@ import pytest
 from data.archives import archive_of
 from data.errors import InputError
 from data.join import join
-from data.label_spaces import CXR_LT_2023_CLASSES, NIH_CLASSES
+from data.label_spaces import CXR_LT_2023_CLASSES, NIH_CHEST_XRAY14_CLASSES
 from data.manifest import MANIFEST_COLUMNS, Manifest, read_manifest, write_manifest
 from data.prepare import main
 from data.sources import vinbigdata, vindr
@@ -34,7 +34,7 @@ def nih(root: Path, splits=("train", "train", "test"), **labels) -> Manifest:
     rows = [
         (f"{i}.png", i, str(int(i[:8])), split) for i, split in zip(images, splits, strict=True)
     ]  # patient 13, 13, 21
-    return made(root, "nih", NIH_CLASSES, rows, **labels)
+    return made(root, "nih", NIH_CHEST_XRAY14_CLASSES, rows, **labels)
 
 
 def rsna(root: Path, splits=("train", "test", "val"), **labels) -> Manifest:
@@ -145,7 +145,7 @@ def test_an_image_of_two_patients_is_refused(tmp_path):
 def test_a_study_whose_images_differ_is_refused(tmp_path):
     rows = [("1", "s", "p", "train"), ("2", "s", "p", "train")]
     with pytest.raises(InputError, match="a: 1 studies hold images with different labels"):
-        join([made(tmp_path, "nih", NIH_CLASSES, rows, Edema=[0, 1])], "a", "cxr-lt-2023")
+        join([made(tmp_path, "nih", NIH_CHEST_XRAY14_CLASSES, rows, Edema=[0, 1])], "a", "cxr-lt-2023")
 
 
 def test_files_stay_where_they_are(tmp_path):
@@ -185,7 +185,7 @@ def three_miniatures(root: Path) -> list[Path]:
     splits = ["train"] * 8 + ["val", "val", "test", "test"]
     findings = [n % 2 for n in numbers]
     rows = [(f"000000{n:02d}_000.png", f"000000{n:02d}_000", str(n), split) for n, split in enumerate(splits)]
-    chest14 = made(root / "nih", "nih", NIH_CLASSES, rows, Effusion=findings, Hernia=findings[::-1])
+    chest14 = made(root / "nih", "nih", NIH_CHEST_XRAY14_CLASSES, rows, Effusion=findings, Hernia=findings[::-1])
     rows = [(f"m{n}", f"s{n}", f"p{n}", split) for n, split in enumerate(splits)]
     unsure = [NAN if n % 3 == 0 else value for n, value in enumerate(findings)]
     own = made(root / "own", "cxr_lt_2023", CXR_LT_2023_CLASSES, rows, Fracture=findings, Edema=unsure)

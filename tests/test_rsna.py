@@ -66,10 +66,10 @@ def test_the_manifest_equals_rows_written_by_hand(tmp_path):
     names = [name for name in MANIFEST_COLUMNS if name != "split"]
     folder = "stage_2_train_images"
     assert manifest.images[names].to_numpy().tolist() == [
-        ["00099901_000.png", "00099901_000", "00099901", "PA", f"{folder}/{A}.dcm", "rsna"],
-        ["00099901_007.png", "00099901_007", "00099901", "AP", f"{folder}/{B}.dcm", "rsna"],
-        ["00000013_002.png", "00000013_002", "00000013", "PA", f"{folder}/{C}.dcm", "rsna"],
-        ["00030805_000.png", "00030805_000", "00030805", "AP", f"{folder}/{D}.dcm", "rsna"],
+        ["00099901_000.png", "00099901_000.png", "00099901", "PA", f"{folder}/{A}.dcm", "rsna"],
+        ["00099901_007.png", "00099901_007.png", "00099901", "AP", f"{folder}/{B}.dcm", "rsna"],
+        ["00000013_002.png", "00000013_002.png", "00000013", "PA", f"{folder}/{C}.dcm", "rsna"],
+        ["00030805_000.png", "00030805_000.png", "00030805", "AP", f"{folder}/{D}.dcm", "rsna"],
     ]
     assert manifest.classes == ("Lung Opacity", "Normal")
     np.testing.assert_array_equal(manifest.labels, [[0, 0], [1, 0], [0, 1], [1, 0]])

@@ -65,11 +65,10 @@ def read(
         raise InputError(f"{images / FOLDER}: no such folder; --images wants the one that holds {FOLDER}/")
     classes = _classes(folder)
     names = _nih_names(classes.index, Path(mapping))
-    stems = names.str.removesuffix(".png")
     columns = {
         "image_id": names,
-        "study_id": stems,
-        "patient_id": stems.str[:8],
+        "study_id": names,  # ChestX-ray14 has no study ids either
+        "patient_id": names.str[:8],
         "view": _views(names, nih_table),
         "path": [f"{FOLDER}/{name}.dcm" for name in classes.index],
         "split": "train",
