@@ -251,6 +251,37 @@ CXR_LT_2026_UNSEEN_CLASSES: tuple[str, ...] = (
     "goiter",
 )
 
+# BRAX 1.1.0, the order of its description and of public code: CheXpert's but for Lung Lesion before Lung Opacity.
+BRAX_CLASSES: tuple[str, ...] = tuple(
+    (
+        "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Lesion,Lung Opacity,Edema,Consolidation,Pneumonia,"
+        "Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
+    ).split(",")
+)
+
+# RSNA Pneumonia Detection 2018: `class` of stage_2_detailed_class_info.csv. Its third value, "No Lung Opacity / Not
+# Normal", is 0 in both.
+RSNA_CLASSES: tuple[str, ...] = ("Lung Opacity", "Normal")
+
+# VinDr-CXR 1.0.0, the order of image_labels_train.csv: 22 findings that readers drew boxes for, 6 impressions. The test
+# table says "Other disease".
+VINDR_CLASSES: tuple[str, ...] = tuple(
+    (
+        "Aortic enlargement,Atelectasis,Calcification,Cardiomegaly,Clavicle fracture,Consolidation,Edema,Emphysema,"
+        "Enlarged PA,ILD,Infiltration,Lung Opacity,Lung cavity,Lung cyst,Mediastinal shift,Nodule/Mass,"
+        "Pleural effusion,Pleural thickening,Pneumothorax,Pulmonary fibrosis,Rib fracture,Other lesion,COPD,Lung tumor,"
+        "Pneumonia,Tuberculosis,Other diseases,No finding"
+    ).split(",")
+)
+
+# VinBigData (Kaggle 2021), by class_id 0 to 14: VinDr's training images with 14 of its findings.
+VINBIGDATA_CLASSES: tuple[str, ...] = tuple(
+    (
+        "Aortic enlargement,Atelectasis,Calcification,Cardiomegaly,Consolidation,ILD,Infiltration,Lung Opacity,"
+        "Nodule/Mass,Other lesion,Pleural effusion,Pleural thickening,Pneumothorax,Pulmonary fibrosis,No finding"
+    ).split(",")
+)
+
 PUBLISHED_GROUPS = (CXR_LT_2023_GROUPS, CXR_LT_2024_TASK_1_GROUPS, CXR_LT_2024_TASK_2_GROUPS)
 
 

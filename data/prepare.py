@@ -18,11 +18,14 @@ from jsonargparse import ArgumentParser, Namespace
 
 from data import prepared_images
 from data.errors import InputError
+from data.join import join
+from data.label_maps import SPACES
 from data.label_spaces import class_groups
 from data.manifest import SPLITS, Manifest, describe, read_manifest, write_manifest
 from data.runs import run_command
 from data.scan import write_rejected
 from data.sources import (
+    brax,
     chexpert,
     chexpert_plus,
     cxr_lt_2023,
@@ -34,7 +37,10 @@ from data.sources import (
     nih_chest_xray14,
     nih_cxr_lt,
     padchest,
+    rsna,
     table,
+    vinbigdata,
+    vindr,
 )
 from data.sources.cxr_lt_tables import read_challenge
 from data.views import VIEWS
@@ -50,6 +56,10 @@ SOURCES: dict[str, tuple[Callable[..., Manifest], str]] = {
     "chexpert-plus": (chexpert_plus.read, "CheXpert Plus, the PNGs, with CheXbert's labels of its reports"),
     "nih-chest-xray14": (nih_chest_xray14.read, "NIH ChestX-ray14 with the labels of its table and its official lists"),
     "nih-cxr-lt": (nih_cxr_lt.read, "NIH-CXR-LT (MICCAI 2023): 20 labels on NIH ChestX-ray14 images, its own split"),
+    "vindr": (vindr.read, "VinDr-CXR with the labels of its readers and its test split"),
+    "vinbigdata": (vinbigdata.read, "VinBigData (Kaggle), which is VinDr-CXR's training images, with 15 classes"),
+    "rsna": (rsna.read, "RSNA Pneumonia Detection (Kaggle), on images of NIH ChestX-ray14"),
+    "brax": (brax.read, "BRAX with its report labels"),
     "dicom": (dicom_folder.read, "a folder of DICOM radiographs, grouped by their headers"),
 }
 OUT_HELP = "the manifest to write, runs/<name>/manifest.csv"
@@ -108,6 +118,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None]]]:
         ("table", _table_arguments, _table, "any CSV with one row per image"),
         ("phantom", _phantom_arguments, _phantom, "simulated chests, made here: nothing to download"),
         ("images", _images_arguments, _images, "the images of a manifest, once and for all at a working size"),
+        ("join", _join_arguments, _join, "several manifests in one, in the classes of one challenge or data set"),
         ("accept", _accept_arguments, _accept, "take over a manifest.csv that was edited by hand"),
     ):
         part = ArgumentParser(description=help_text)
@@ -174,6 +185,26 @@ def _images_arguments(parser: ArgumentParser) -> None:
 def _images(options: Namespace) -> None:
     out = _checked_out(options.pop("out"))
     run_command(lambda: _write(prepared_images.prepare(**vars(options), folder=out.parent / "images"), out))
+
+
+def _join_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="two or more; the first counts first")
+    parser.add_argument("--classes", required=True, choices=list(SPACES), help="the label space to join them in")
+    parser.add_argument(
+        "--overlap",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="for a patient with other splits elsewhere: refuse, or keep the rows in test, else in val, alone",
+    )
+    _add_out(parser)
+
+
+def _join(options: Namespace) -> None:
+    out = _checked_out(options.out)
+    if out.resolve() in [path.resolve() for path in options.manifests]:
+        raise InputError(f"--out {out}: is one of the manifests to join; name another folder")
+    manifests = [read_manifest(path) for path in options.manifests]
+    _write(join(manifests, [str(path) for path in options.manifests], options.classes, options.overlap), out)
 
 
 def _accept_arguments(parser: ArgumentParser) -> None:

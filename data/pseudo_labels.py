@@ -20,7 +20,8 @@ import pandas as pd
 from jaxtyping import Float, Float32
 
 from data.errors import InputError
-from data.manifest import MANIFEST_COLUMNS, Manifest
+from data.join import rebased
+from data.manifest import Manifest
 
 DIGITS = 4
 """Decimals of a pseudo-label: no teacher is more precise, and the table stays readable."""
@@ -135,7 +136,7 @@ def join_manifests(own: Manifest, external: Manifest) -> Manifest:
     external = external.of_split("train")
     _refuse_shared_ids(own, external)
     root = Path(os.path.commonpath([os.path.realpath(own.root), os.path.realpath(external.root)]))
-    images = pd.concat([_under(root, own), _under(root, external)], ignore_index=True)
+    images = pd.concat([rebased(root, own), rebased(root, external)], ignore_index=True)
     order = [external.classes.index(name) for name in own.classes]
     return Manifest(images, np.concatenate([own.labels, external.labels[:, order]]), own.classes, root)
 
@@ -238,11 +239,3 @@ def _refuse_shared_ids(own: Manifest, external: Manifest) -> None:
             f"{len(leaks)} patients of the external train split are in val or test of the manifest to join, first"
             f" {leaks[0]}; leave their images out, or, if the ids are alike by chance, give one set's a prefix"
         )
-
-
-def _under(root: Path, manifest: Manifest) -> pd.DataFrame:
-    prefix = os.path.relpath(os.path.realpath(manifest.root), root)
-    if prefix == ".":
-        return manifest.images
-    paths = [f"{prefix}/{path}" for path in manifest.images["path"]]
-    return manifest.images.assign(path=pd.array(paths, dtype="str"))[list(MANIFEST_COLUMNS)]

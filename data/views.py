@@ -53,6 +53,16 @@ CHEXPERT_VIEWS = {
 # `View Position` of the NIH ChestX-ray14 table: it has no lateral views.
 NIH_VIEW_POSITIONS = {"PA": "PA", "AP": "AP"}
 
+# `ViewPosition` of the BRAX table: the values that occur (public code that lists them all), then those that its
+# description names beside them. Decubitus and oblique views are neither frontal nor lateral.
+BRAX_VIEW_POSITIONS = {
+    "": "UNKNOWN",
+    "PA": "PA",
+    "AP": "AP",
+    **dict.fromkeys(("L", "RL", "LL"), "LATERAL"),
+    **dict.fromkeys(("AP LLD", "LT-DECUB", "RLO", "RLD", "LLD", "LLO"), "OTHER"),
+}
+
 # (0018,5101) View Position: the defined terms of DICOM PS3.3 C.8.1.2 (CR Series) and what equipment writes beside them.
 DICOM_VIEW_POSITIONS = {
     "PA": "PA",
@@ -132,6 +142,18 @@ def view_of_nih(view_position: str) -> str:
     view = NIH_VIEW_POSITIONS.get(view_position)
     if view is None:
         raise InputError(f"unknown View Position '{view_position}'; known are {', '.join(NIH_VIEW_POSITIONS)}")
+    return view
+
+
+def view_of_brax(view_position: str) -> str:
+    """View of a BRAX `ViewPosition`; blank is UNKNOWN.
+
+    Raises:
+        InputError: A value that BRAX is not known to have.
+    """
+    view = BRAX_VIEW_POSITIONS.get(view_position.strip())
+    if view is None:
+        raise InputError(f"unknown ViewPosition '{view_position}'; known are {', '.join(BRAX_VIEW_POSITIONS)[2:]}")
     return view
 
 

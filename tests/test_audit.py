@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import data.audit.candidates
+from data.archives import archive_of
 from data.audit.appearance import flag_images
 from data.audit.candidates import VARIANTS, Variant, find_candidates, grids
 from data.audit.certificate import certificate, digested_text
@@ -18,7 +19,7 @@ from data.audit.measure import best_score
 from data.audit.page import html_page, markdown_page
 from data.audit.planting import KINDS, plant
 from data.audit.result import audit
-from data.audit.sides import Collection, archive_of, join, overlaps
+from data.audit.sides import Collection, join, overlaps
 from data.audit.thumbnails import SIDE, Thumbnails, equalised, read_thumbnails, thumbnail, without_bars
 from data.files import sha256_file
 from data.manifest import MANIFEST_COLUMNS, Manifest, write_manifest

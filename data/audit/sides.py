@@ -4,23 +4,16 @@ Sides are what a model learns from (train, and every image of a pretraining set)
 compare only where one archive gave them out: "17" of one hospital is not "17" of another.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from data.archives import archive_of
 from data.manifest import Manifest
 
 LEARNED = "train"
-ARCHIVES = {  # how names of sources begin, without punctuation; DATASETS that share images share their ids
-    "MIMIC-CXR": ("mimic", "cxrlt2023", "cxrlt2024", "cxrlt2026mimic"),
-    "PadChest": ("padchest", "cxrlt2026padchest", "bimcv"),
-    "ChestX-ray14": ("nih", "chestxray14", "chestxray8", "cxr14", "cxr8", "prunecxrnih", "rsna"),
-    "VinDr-CXR": ("vindr", "vinbig"),
-    "CheXpert": ("chexpert",),
-}
 
 
 @dataclass(frozen=True)
@@ -67,12 +60,6 @@ def join(collections: Sequence[Collection]) -> pd.DataFrame:
         }
         parts.append(images.assign(**columns))
     return pd.concat(parts, ignore_index=True)
-
-
-def archive_of(source: str) -> str:
-    """The archive whose ids a source uses: one of `ARCHIVES`, else the source itself."""
-    plain = re.sub("[^a-z0-9]", "", source.lower())
-    return next((name for name, starts in ARCHIVES.items() if plain.startswith(starts)), source)
 
 
 def overlaps(table: pd.DataFrame, column: str) -> list[Overlap]:
