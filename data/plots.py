@@ -53,7 +53,7 @@ def plot_roc(
     """Draw the ROC curve of every class that has positives and negatives, beside the list of areas, largest first."""
     areas = {c: auroc(scores[:, c], targets[:, c]) for c in range(len(classes))}
     drawn = sorted((c for c, area in areas.items() if not np.isnan(area)), key=lambda c: -areas[c])
-    figure = Figure(figsize=(8.5, max(4.8, 1 + 0.2 * len(drawn))), layout="constrained")
+    figure = Figure(figsize=(9.5, max(5.2, 1.2 + 0.2 * len(drawn))), layout="constrained")
     axis = figure.subplots()
     for place, c in enumerate(drawn):
         label = f"{classes[c]} {areas[c]:.3f} ({int((targets[:, c] > 0.5).sum())})"
@@ -63,7 +63,7 @@ def plot_roc(
     axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.005), aspect="equal", title=title)
     if drawn:
         heading = f"mean AUROC {np.mean([areas[c] for c in drawn]):.3f}\nclass, AUROC (positives)"
-        axis.legend(title=heading, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+        figure.legend(title=heading, frameon=False, fontsize=8, loc="outside right upper")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
     figure.savefig(temporary, dpi=110)

@@ -135,8 +135,10 @@ def draw_grad_cam(
     heats, cells = [], []
     for run in runs.values():
         own = rows_of(run, image_ids)
-        heats.append([heat_of(run, *of) for of in zip(own, chosen, images, strict=True)])
-        cells.append([f"p = {sigmoid(run.logits)[row, c]:.2f}" for row, c in zip(own, chosen, strict=True)])
+        heat = [heat_of(run, *of) for of in zip(own, chosen, images, strict=True)]
+        shares = [f"p = {sigmoid(run.logits)[row, c]:.2f}" for row, c in zip(own, chosen, strict=True)]
+        heats.append(heat)
+        cells.append([text + (", no heat" if one.max() == 0 else "") for text, one in zip(shares, heat, strict=True)])
     labels = [known(float(first.part.labels[row, c])) for row, c in zip(rows, chosen, strict=True)]
     titles = [f"{first.part.classes[c]}\n{label}" for c, label in zip(chosen, labels, strict=True)]
     draw_overlays(path, "Grad-CAM of stage one", images, titles, heats, list(runs), cells)
