@@ -88,6 +88,20 @@ def auroc(
     return _area_under_roc(found, retrieved)
 
 
+def roc_curve(
+    scores: Float[np.ndarray, "N"], targets: Float[np.ndarray, "N"]
+) -> tuple[Float[np.ndarray, "K"], Float[np.ndarray, "K"]]:
+    """False and true positive rates down to each distinct score, best first, from (0, 0) to (1, 1).
+
+    Empty where positives or negatives are missing; `auroc` is the area below. Errors as in `average_precision`.
+    """
+    found, retrieved = (np.concatenate([[0.0], part]) for part in _known_curve(scores, targets, None))
+    missed = retrieved - found
+    if not found[-1] or not missed[-1]:
+        return np.empty(0), np.empty(0)
+    return missed / missed[-1], found / found[-1]
+
+
 def per_class(scores: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]) -> PerClass:
     """Average precision and AUROC of each class from one sort; errors as in `average_precision`."""
     known, positive = _checked(scores, targets)

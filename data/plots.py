@@ -1,6 +1,7 @@
 """Pictures of a run that need no viewer: curves and what the network sees."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from data.images import read_scaled
 from data.manifest import Manifest
+from data.metrics import auroc, roc_curve
 from data.runs import read_metrics
 from data.transforms import Preprocessing
 
@@ -47,6 +49,29 @@ def plot_progress(stage_dir: Path) -> None:
     temporary = stage_dir / ".tmp-progress.png"
     figure.savefig(temporary, dpi=110)
     temporary.replace(stage_dir / "progress.png")
+
+
+def plot_roc(
+    path: Path, scores: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"], classes: Sequence[str], title: str
+) -> None:
+    """Draw the ROC curve of every class that has positives and negatives, beside the list of areas, largest first."""
+    areas = {c: auroc(scores[:, c], targets[:, c]) for c in range(len(classes))}
+    drawn = sorted((c for c, area in areas.items() if not np.isnan(area)), key=lambda c: -areas[c])
+    figure = Figure(figsize=(9.5, max(5.2, 1.2 + 0.2 * len(drawn))), layout="constrained")
+    axis = figure.subplots()
+    for place, c in enumerate(drawn):
+        label = f"{classes[c]} {areas[c]:.3f} ({int((targets[:, c] > 0.5).sum())})"
+        color, style = matplotlib.colormaps["tab10"](place % 10), ("-", "--", ":", "-.")[place // 10 % 4]
+        axis.plot(*roc_curve(scores[:, c], targets[:, c]), color=color, linestyle=style, linewidth=1.1, label=label)
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.7)
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.005), aspect="equal", title=title)
+    if drawn:
+        heading = f"mean AUROC {np.mean([areas[c] for c in drawn]):.3f}\nclass, AUROC (positives)"
+        figure.legend(title=heading, frameon=False, fontsize=8, loc="outside right upper")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
 
 
 def plot_batch(pixels: Float[Tensor, "B c S S"], images: Manifest, path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from data.errors import InputError
+from extract.attention import Placement, add_attention
 from extract.checkpoint import load_tensors, load_weights
 from extract.heads import HeadConfig, build_head
 from extract.phases import backbone_weights
@@ -32,6 +34,10 @@ class BackboneConfig:
     arguments: dict[str, Argument] = field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as drop_path_rate or img_size."""
 
+    attention: Placement = "none"
+    """Large-kernel attention (arXiv 2202.09741) in a convolutional model: behind every stage (full), the last
+    three, the last two, or one block behind the whole model (after)."""
+
 
 def create_timm_model(config: BackboneConfig, channels: int) -> Any:
     """A timm model without classifier and pooling.
@@ -52,6 +58,8 @@ def create_timm_model(config: BackboneConfig, channels: int) -> Any:
         model = timm.create_model(config.name, pretrained=from_timm, **fixed, **config.arguments)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"backbone {config.name!r}: {' '.join(str(error).split())[:300]}") from None
+    if isinstance(model, VGG):
+        model.pre_logits = nn.Identity()  # its fully connected layers, which would shrink the map to one position
     missing = [key for key in model.state_dict() if keys is not None and key not in keys]
     if missing:
         raise InputError(f"{config.pretrained}: no weight {missing[0]!r}, so not a file of {config.name}")
@@ -71,12 +79,13 @@ class Backbone(nn.Module):
         self.model = create_timm_model(config, channels)
         self.dim = int(self.model.num_features)
         self.num_prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
+        self.after = add_attention(self.model, config.attention)  # after timm's weights, which do not know it
         if isinstance(config.pretrained, Path) and config.pretrained.is_dir():
             load_weights(self, backbone_weights(config.pretrained), str(config.pretrained))
 
     def forward(self, images: Float[Tensor, "B c h w"]) -> Float[Tensor, "B H W D"]:
         """Feature maps, channels last."""
-        x = self.model(images)
+        x = self.after(self.model(images))
         if x.ndim == 3:  # tokens of a vision transformer
             x = x[:, self.num_prefix_tokens :]
             side = round(x.shape[1] ** 0.5)

@@ -10,6 +10,7 @@ from extract.backbone import BackboneConfig
 from extract.heads import HeadConfig
 from extract.losses import LossConfig
 from extract.options import OptimizerConfig, TrainingConfig
+from extract.phases import TrainOn
 
 FLIP = "flip"
 
@@ -64,6 +65,10 @@ class ExtractConfig(TrainingConfig):
     channels_last: bool = False
     """Keep images and convolutions channels last in memory; faster on GPUs for DenseNet and ResNet, nothing on CPU."""
 
+    train_on: TrainOn = "all"
+    """all: every image of the train and val splits. abnormal: those with a positive label other than "No Finding" or
+    "Normal", as the first of two phases (docs/training.md); all images are cached either way."""
+
     layer_decay: float = 1.0
     """Factor on the learning rate per layer of the backbone, counted from its end; 0.6 to 0.9 for fine-tuning a
     pretrained one, 1 for the same rate everywhere. The head always has the full rate."""
@@ -112,6 +117,8 @@ class ExtractConfig(TrainingConfig):
             raise ValueError(f"max_rejected must be in [0, 1], got {self.max_rejected}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
+        if self.layer_decay < 1 and self.backbone.attention.startswith("lka"):
+            raise ValueError("layer_decay: timm does not know where attention blocks stand; use backbone_lr with them")
         for name in ("backbone_lr", "freeze_lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

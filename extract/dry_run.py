@@ -25,6 +25,7 @@ from extract.config import ExtractConfig
 from extract.estimate import pooled
 from extract.observe import FirstStep, aligned, bytes_text, measure_parts, observe_step, part_lines, step_lines
 from extract.options import OptimizerConfig
+from extract.phases import for_training
 from extract.resume import StopSignal, TrainingState
 from extract.train import build_state, train_one_epoch, training_batches
 
@@ -45,7 +46,7 @@ def dry_run(config: ExtractConfig, accelerator: Accelerator) -> None:
     manifest.require_splits()
     refuse_unfit(manifest.root, manifest.images["path"], config.image.size, config.image.resize)
     manifest = without_rejected(manifest, config.run_dir)
-    train_set = manifest.of_split("train")
+    train_set = for_training(manifest, config.train_on).of_split("train")
     # compiling takes minutes and changes nothing that is shown; a step with all weights is the one that costs most
     config = replace(config, compile=False, freeze_backbone_epochs=frozen_throughout(config))
     state = build_state(config, len(manifest.classes), accelerator)

@@ -1,10 +1,12 @@
-"""What one training phase hands to the next: a backbone, and the list of patients that it has seen already.
+"""What one training phase learns from and hands to the next: a backbone, and the list of patients that it has seen.
 
 A phase is a run of stage one. The next one names its model folder in ``backbone.pretrained``, takes the backbone and
-starts with a new head, on other classes if need be.
+starts with a new head, on other classes if need be. A phase may leave images out of training and validation; the split
+by patient is the manifest's in any case.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -13,6 +15,30 @@ from data.manifest import Manifest
 from extract.checkpoint import check_folder, load_json, load_tensors
 
 PREFIX = "backbone."
+NORMAL = ("No Finding", "Normal")
+"""Classes that say that there is nothing to find."""
+
+TrainOn = Literal["all", "abnormal"]
+
+
+def for_training(manifest: Manifest, train_on: TrainOn) -> Manifest:
+    """The manifest without the images of train and val that a phase leaves out; test is whole.
+
+    Args:
+        train_on: "abnormal" keeps images with a positive label (above 0.5) of a class other than `NORMAL`.
+
+    Raises:
+        InputError: no image is left to train or to validate on.
+    """
+    if train_on == "all":
+        return manifest
+    findings = [c for c, name in enumerate(manifest.classes) if name not in NORMAL]
+    abnormal = (manifest.labels[:, findings] > 0.5).any(axis=1)  # unknown is not positive
+    kept = manifest.select(abnormal | (manifest.images["split"] == "test").to_numpy(dtype=bool))
+    for split in ("train", "val"):
+        if not len(kept.of_split(split)):
+            raise InputError(f"manifest.csv: train_on abnormal leaves no image in split '{split}'; use train_on all")
+    return kept
 
 
 def model_folder(folder: Path) -> Path:

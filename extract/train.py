@@ -34,7 +34,7 @@ from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerato
 from extract.foreign import is_imported
 from extract.images import ImageDataset, augmented_requests, load_batches, plain_requests
 from extract.losses import class_statistics, multilabel_loss
-from extract.phases import former_patients, refuse_former_patients
+from extract.phases import for_training, former_patients, refuse_former_patients
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
 
@@ -103,7 +103,8 @@ def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, acceler
             "stage one: imported weights, nothing to train; who they were trained on is unknown, test patients included"
         )
         return
-    train_set, val_set = manifest.of_split("train"), manifest.of_split("val")
+    used = for_training(manifest, config.train_on)
+    train_set, val_set = used.of_split("train"), used.of_split("val")
     state = build_state(config, len(manifest.classes), accelerator)
     if state.resume(stage_dir, config.resume):
         log(f"stage one: {state.progress.epoch} of {config.epochs} epochs are done already")

@@ -28,6 +28,7 @@ from extract.config import ExtractConfig
 from extract.dry_run import frozen_throughout, require_manifest
 from extract.images import ImageDataset, augmented_requests
 from extract.observe import peak_memory
+from extract.phases import for_training
 from extract.train import predict_images, readable_images, train
 from extract.trial_estimate import Measured, make_estimate, report
 
@@ -46,13 +47,14 @@ def trial(config: ExtractConfig, resolved_yaml: str, accelerator: Accelerator) -
     require_manifest(config.run_dir)
     full = read_manifest(config.run_dir / "manifest.csv")
     full.require_splits()
-    train_set, num_val = full.of_split("train"), len(full.of_split("val"))
+    used = for_training(full, config.train_on)
+    train_set, num_val = used.of_split("train"), len(used.of_split("val"))
     num_train = epoch_length(config.sampler, train_set.labels, train_set.images["source"].tolist())
     folder, main = config.run_dir / "trial", accelerator.is_main_process
     with locked(folder) if main else nullcontext():
         if main:
             empty(folder)
-            write_manifest(trial_manifest(config, full), folder / "manifest.csv")
+            write_manifest(trial_manifest(config, used), folder / "manifest.csv")
             keep_config(folder / "stage_one", resolved_yaml, default_values(ExtractConfig))
         accelerator.wait_for_everyone()
         log = Log(folder, main)

@@ -138,6 +138,21 @@ def grad_cam(
     return torch.stack([(gradient * leaf.detach()).clamp(min=0).sum(dim=-1) for gradient in kept], dim=1)
 
 
+def image_grad_cam(head: nn.Module, maps: Float[Tensor, "B H W D"], classes: Sequence[int]) -> Float[Tensor, "B K H W"]:
+    """Grad-CAM of stage one's head on single images' maps (Selvaraju et al., arXiv 1610.02391, equations 1 and 2).
+
+    Gradients of a logit are averaged over positions, one weight per feature; the weighted sum of the features is cut at
+    0. For a linear head that is its class map without the bias; where a head normalises each vector, see `grad_cam`.
+    """
+    assert not head.training, "explain a model in evaluation mode: dropout would blur the maps"
+    with torch.enable_grad():
+        leaf = maps.detach().clone().requires_grad_()
+        totals = head(leaf.flatten(1, 2)).sum(dim=0)  # images do not hear each other: one pass serves all
+        gradients = [torch.autograd.grad(totals[c], leaf, retain_graph=True)[0] for c in classes]
+    weights = torch.stack([gradient.mean(dim=(1, 2)) for gradient in gradients], dim=1)  # (B, K, D)
+    return torch.einsum("bkd,bhwd->bkhw", weights, maps).clamp(min=0)
+
+
 def view_shares(attention: Float[Tensor, "G C V h w"]) -> Float[Tensor, "G C V"]:
     """Share of each class's attention that lies on each view; sums to 1 over the views."""
     return attention.sum(dim=(-2, -1))

@@ -7,6 +7,7 @@ from itertools import chain
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 import extract.train
 import fusion.train
@@ -24,6 +25,7 @@ STAGE_TWO_OF = {
     "cxr_lt_2026_padchest": ["cxr_lt_2026"],
     "cxr_lt_2026_padchest_as_coded": ["cxr_lt_2026"],
     "demo": ["demo", "demo_patient"],
+    **{f"lka_{name}": ["lka"] for name in ("densenet121", "densenet121_abnormal", "vgg16", "vgg16_abnormal")},
     "phantom_256": ["phantom_256"],
     "real_cxr": ["real_cxr"],
 }
@@ -55,7 +57,7 @@ def test_a_recipe_opens_with_its_purpose_its_command_and_its_hardware(stage, nam
     without_arguments = f"accelerate launch {STAGES[stage][1]}\n"
     assert f"--config {stage}/configs/{name}.yaml" in note or (name == "demo" and without_arguments in note)
     assert "# Hardware" in note
-    if name.startswith("cxr_lt"):
+    if name.startswith(("cxr_lt", "lka")):
         assert "xpected cost" in note
         assert "ublished score" in note
     assert max(map(len, lines)) <= 130
@@ -83,6 +85,8 @@ def test_a_recipe_shrunk_by_small_yaml_keeps_what_makes_it(name):
             small, _ = parse_config(STAGES[stage][0], None, layers)
             assert small.loss == recipe.loss
             assert small.sampler == recipe.sampler
+            if stage == "extract":
+                assert (small.backbone.attention, small.train_on) == (recipe.backbone.attention, recipe.train_on)
             assert (small.head if stage == "extract" else small.model.head).kind == (
                 recipe.head if stage == "extract" else recipe.model.head
             ).kind
@@ -131,6 +135,25 @@ def test_phase_one_of_2026_has_the_backbone_that_phase_two_takes():
     assert config.backbone.name == following.backbone.name
     assert (config.freeze_backbone_epochs, config.freeze_lr) == (3, 1e-3)
     assert (config.optimizer.lr, config.optimizer.lr * config.backbone_lr) == (1e-4, pytest.approx(1e-5))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "minutes"), [("lka_vgg16", 15_418_702, 11), ("lka_densenet121", 9_223_054, 2)]
+)
+def test_the_lka_recipes_build_the_published_model_in_two_phases_of_one_split(name, parameters, minutes):
+    one, two = parsed("extract", f"{name}_abnormal"), parsed("extract", name)
+    for config, each in ((one, f"{name}_abnormal"), (two, name)):
+        assert count(built(each, 14)) == parameters
+        assert (config.image.size, config.batch_size, config.head.dropout) == (224, 64, 0.5)
+    assert (one.train_on, one.loss.kind, one.epochs) == ("abnormal", "bce", 23)
+    assert (two.train_on, two.loss.kind, two.loss.focal_gamma, two.loss.focal_alpha) == ("all", "focal", 2, None)
+    assert two.backbone.pretrained == one.run_dir / "stage_one"
+    assert (two.backbone.name, two.backbone.attention) == (one.backbone.name, one.backbone.attention)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        built(name, 14).backbone(torch.empty(1, 3, 224, 224, device="meta"))
+    for config, images in ((one, 36_506), (two, 78_544)):  # forward and backward; 40 % of 312 TFLOP/s
+        found = 3 * counter.get_total_flops() * images * config.epochs / (0.4 * 312e12) / 60
+        assert round(found) == minutes
 
 
 def test_the_2023_recipes_differ_from_the_published_model_where_they_say_so():
