@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from extract.checkpoint import load_tensors, load_weights
 from extract.heads import HeadConfig, build_head
+from extract.mxa import add_mxa
 from extract.phases import backbone_weights
 
 Argument = bool | int | float | str | list[int] | list[float] | list[str] | None
@@ -31,6 +32,10 @@ class BackboneConfig:
 
     arguments: dict[str, Argument] = field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as drop_path_rate or img_size."""
+
+    attention: Literal["none", "mxa"] = "none"
+    """Attention modules added to the timm model. mxa: medical X-ray attention beside the attention of every block of
+    efficientvit_m0 to efficientvit_m5."""
 
 
 def create_timm_model(config: BackboneConfig, channels: int) -> Any:
@@ -71,6 +76,8 @@ class Backbone(nn.Module):
         self.model = create_timm_model(config, channels)
         self.dim = int(self.model.num_features)
         self.num_prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
+        if config.attention == "mxa":  # after timm's weights, which know nothing of it
+            add_mxa(self.model, config.name)
         if isinstance(config.pretrained, Path) and config.pretrained.is_dir():
             load_weights(self, backbone_weights(config.pretrained), str(config.pretrained))
 
