@@ -7,7 +7,7 @@ from extract.heads.batch_norm import BatchNorm
 
 
 class LinearHead(nn.Module):
-    """The plain classifier: the mean token, BatchNorm where asked for (as LeViT and EfficientViT-M), dropout, a layer."""
+    """The plain classifier: the mean token, BatchNorm where asked for (as in EfficientViT-M), dropout, a layer."""
 
     def __init__(self, dim: int, num_classes: int, dropout: float = 0.0, batch_norm: bool = False) -> None:
         super().__init__()
