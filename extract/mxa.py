@@ -41,11 +41,12 @@ class ROIPredictor(nn.Module):
         """
         numbers = self.layers(x)
         numbers = numbers if numbers.dtype == torch.float64 else numbers.float()  # bf16 knows three digits of a place
-        place, extent = numbers.sigmoid().mean(dim=(2, 3)).split(2, dim=1)
-        cell = torch.tensor([1 / x.shape[3], 1 / x.shape[2]], dtype=extent.dtype, device=extent.device)
-        size = cell + (1 - cell) * extent
-        start = place * (1 - size)
-        return torch.cat([start, start + size], dim=1)
+        across, down, width, height = numbers.sigmoid().mean(dim=(2, 3)).unbind(dim=1)
+        cell_height, cell_width = 1 / x.shape[2], 1 / x.shape[3]
+        width = cell_width + (1 - cell_width) * width
+        height = cell_height + (1 - cell_height) * height
+        left, top = across * (1 - width), down * (1 - height)
+        return torch.stack([left, top, left + width, top + height], dim=1)
 
 
 def crop(x: Float[Tensor, "B D H W"], boxes: Float[Tensor, "B 4"]) -> Float[Tensor, "B D H W"]:
