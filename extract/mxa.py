@@ -124,7 +124,8 @@ def add_mxa(model: nn.Module, name: str) -> None:
     if not blocks:
         raise InputError(f"backbone.attention mxa: {name!r} has no EfficientViT blocks; take efficientvit_m0 ... m5")
     for block in blocks:
-        block.mixer.m = AttentionWithMXA(block.mixer.m, block.mixer.m.dim)
+        attention = block.mixer.get_submodule("m")
+        block.mixer.m = AttentionWithMXA(attention, int(attention.dim))  # ty: ignore[invalid-argument-type]
 
 
 def roi_boxes(model: nn.Module, images: Float[Tensor, "B c h w"]) -> dict[str, Float[Tensor, "B 4"]]:

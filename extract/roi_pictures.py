@@ -118,7 +118,7 @@ def plot_boxes(
         boxes: By module, left, top, right, bottom as shares of the map.
     """
     rows, side = -(-len(images) // COLUMNS), images.shape[-1]
-    figure = Figure(figsize=(3 * COLUMNS, 3.4 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(3 * COLUMNS, 3.5 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for axis in axes:
         axis.axis("off")
@@ -127,8 +127,9 @@ def plot_boxes(
         for name, found in boxes.items():
             stage, block = (int(name.split(".")[i]) for i in (1, 3))
             left, top, right, bottom = found[place] * side
-            style = {"edgecolor": COLOURS[stage], "linewidth": 2.2 - 0.5 * min(block, 3), "fill": False}
-            axis.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
+            width, thin = right - left, 2.2 - 0.5 * min(block, 3)
+            colour = COLOURS[stage]
+            axis.add_patch(Rectangle((left, top), width, bottom - top, edgecolor=colour, linewidth=thin, fill=False))
         positive = [name for name, y in zip(shown.classes, shown.labels[place], strict=True) if y > 0.5]
         title = f"{shown.images['view'].iat[place]}: {', '.join(positive) or 'none'}"
         axis.set_title("\n".join(textwrap.wrap(title, 36)[:3]), fontsize=7)
