@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -33,9 +33,8 @@ class BackboneConfig:
     arguments: dict[str, Argument] = field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as drop_path_rate or img_size."""
 
-    attention: Literal["none", "mxa"] = "none"
-    """Attention modules added to the timm model. mxa: medical X-ray attention beside the attention of every block of
-    efficientvit_m0 to efficientvit_m5."""
+    mxa: bool = False
+    """Medical X-ray attention (arXiv 2504.02277) beside the attention of every block; efficientvit_m0 to m5 only."""
 
 
 def create_timm_model(config: BackboneConfig, channels: int) -> Any:
@@ -76,7 +75,7 @@ class Backbone(nn.Module):
         self.model = create_timm_model(config, channels)
         self.dim = int(self.model.num_features)
         self.num_prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
-        if config.attention == "mxa":  # after timm's weights, which know nothing of it
+        if config.mxa:  # after timm's weights, which know nothing of it
             add_mxa(self.model, config.name)
         if isinstance(config.pretrained, Path) and config.pretrained.is_dir():
             load_weights(self, backbone_weights(config.pretrained), str(config.pretrained))

@@ -122,7 +122,7 @@ def add_mxa(model: nn.Module, name: str) -> None:
     """
     blocks = [part for part in model.modules() if isinstance(part, EfficientVitBlock)]
     if not blocks:
-        raise InputError(f"backbone.attention mxa: {name!r} has no EfficientViT blocks; take efficientvit_m0 ... m5")
+        raise InputError(f"backbone.mxa: {name!r} has no EfficientViT blocks; take efficientvit_m0 to efficientvit_m5")
     for block in blocks:
         attention = block.mixer.get_submodule("m")
         block.mixer.m = AttentionWithMXA(attention, int(attention.dim))  # ty: ignore[invalid-argument-type]

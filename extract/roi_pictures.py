@@ -30,7 +30,7 @@ COLUMNS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ROIBoxesConfig:
-    """Draw the regions of interest of a model with backbone.attention mxa."""
+    """Draw the regions of interest of a model with backbone.mxa."""
 
     run_dir: Path = Path("runs/mxa")
     """Run whose stage_one/best is shown, on images of its manifest.csv."""
@@ -68,8 +68,8 @@ def draw(config: ROIBoxesConfig) -> None:
         InputError: no trained model, one without MXA, or no such image.
     """
     trained = load_teacher(config.run_dir / "stage_one")
-    if trained.config.backbone.attention != "mxa":
-        raise InputError(f"{config.run_dir}: its backbone.attention is {trained.config.backbone.attention}, not mxa")
+    if not trained.config.backbone.mxa:
+        raise InputError(f"{config.run_dir}: its model has no medical X-ray attention (backbone.mxa), so no boxes")
     manifest = chosen(config, read_manifest(config.run_dir / "manifest.csv"))
     dataset = ImageDataset(manifest, trained.config.image)
     pixels = torch.stack([dataset[row, 0] for row in range(len(manifest))])

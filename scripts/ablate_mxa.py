@@ -126,7 +126,7 @@ def train(folder: Path, epochs: int, of: tuple[str, int], again: str = "") -> No
     run_dir = cell(folder, arm, seed, again)
     copy_data(folder, run_dir)
     words: dict[str, object] = {"run_dir": run_dir, "seed": seed, "epochs": epochs, **SMALL}
-    words["backbone.attention"] = "mxa" if "MXA" in arm else "none"
+    words["backbone.mxa"] = "true" if "MXA" in arm else "false"
     if "KD" in arm:
         words["distillation.teacher"] = folder / "teacher" / "stage_one"
     options = [word for key, value in words.items() for word in (f"--{key}", value)]

@@ -122,7 +122,7 @@ def test_alpha_outside_0_to_1_is_refused():
 
 def train_student(run_dir, *options):
     """The recipe, shrunk: its own model at 96 px."""
-    small = ["--backbone.name", "efficientvit_m0", "--backbone.attention", "mxa", "--image.size", "96"]
+    small = ["--backbone.name", "efficientvit_m0", "--backbone.mxa", "true", "--image.size", "96"]
     small += ["--backbone.arguments", '{"img_size": 96}', "--ema_decay", "0"]
     configs = ["--config", str(CONFIGS / "mxa.yaml"), "--config", str(CONFIGS / "tiny.yaml")]
     extract.train.main([*configs, *small, "--run_dir", str(run_dir), *options])

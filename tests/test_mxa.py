@@ -49,8 +49,8 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def model_of(name, attention, num_classes=14, channels=3, **arguments):
-    config = BackboneConfig(name=name, attention=attention, arguments=arguments)
+def model_of(name, mxa, num_classes=14, channels=3, **arguments):
+    config = BackboneConfig(name=name, mxa=mxa, arguments=arguments)
     return ImageClassifier(config, PUBLISHED_HEAD, channels, num_classes)
 
 
@@ -65,15 +65,15 @@ def test_mxa_has_the_published_number_of_parameters(dim, parameters):
 def test_every_model_has_the_published_number_of_parameters(name):
     of_1000, plain, with_mxa, with_two_heads, once_per_stage, less_with_grey = COUNTS[name]
     with torch.device("meta"):
-        models = {attention: model_of(name, attention) for attention in ("none", "mxa")}
-        grey = model_of(name, "mxa", channels=1)
-        assert count(model_of(name, "none", num_classes=1000)) == of_1000
-    assert count(models["none"]) == plain
-    assert count(models["mxa"]) == with_mxa
-    assert count(models["mxa"]) + count(models["mxa"].head) == with_two_heads, "we have one head, as in the equations"
+        models = {mxa: model_of(name, mxa) for mxa in (False, True)}
+        grey = model_of(name, True, channels=1)
+        assert count(model_of(name, False, num_classes=1000)) == of_1000
+    assert count(models[False]) == plain
+    assert count(models[True]) == with_mxa
+    assert count(models[True]) + count(models[True].head) == with_two_heads, "we have one head, as in the equations"
     assert plain + sum(OF_MXA[dim] for dim in dict.fromkeys(DIMS[name])) == once_per_stage, "we have it in every block"
-    assert count(models["mxa"]) - count(grey) == less_with_grey
-    dims = [part.cbam.channels[0].in_features for part in models["mxa"].modules() if isinstance(part, MXA)]
+    assert count(models[True]) - count(grey) == less_with_grey
+    dims = [part.cbam.channels[0].in_features for part in models[True].modules() if isinstance(part, MXA)]
     assert dims == DIMS[name]
 
 
@@ -118,6 +118,8 @@ def test_a_crop_is_differentiable_in_the_map_and_in_the_box():
     x = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[0.12, 0.31, 0.93, 0.77], [0.21, 0.17, 0.61, 0.88]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(crop, (x, boxes))
+    crop(x, boxes).square().sum().backward()
+    assert (boxes.grad.abs() > 1e-3).all()
 
 
 def slow_mxa(mxa, image):
@@ -205,7 +207,7 @@ def test_the_region_predictor_finds_a_spot_that_only_its_box_can_bring_forward()
 
 def test_every_trainable_parameter_gets_a_gradient_the_region_predictor_by_name():
     torch.manual_seed(5)
-    model = model_of("efficientvit_m0", "mxa", num_classes=3, channels=1, img_size=128).train()
+    model = model_of("efficientvit_m0", True, num_classes=3, channels=1, img_size=128).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(2):  # after the first step, residual branches that start at zero hand gradients on
         optimizer.zero_grad()
@@ -222,7 +224,7 @@ def test_every_trainable_parameter_gets_a_gradient_the_region_predictor_by_name(
 
 def test_attention_runs_once_per_block_on_what_mxa_reads_and_there_is_one_skip():
     torch.manual_seed(6)
-    block = Backbone(BackboneConfig(name="efficientvit_m0", attention="mxa"), 1).model.stages[0].blocks[0]
+    block = Backbone(BackboneConfig(name="efficientvit_m0", mxa=True), 1).model.stages[0].blocks[0]
     away_from_the_start(block.double().eval())
     calls = []
     block.mixer.m.attention.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0]))
@@ -238,7 +240,7 @@ def test_attention_runs_once_per_block_on_what_mxa_reads_and_there_is_one_skip()
 
 def test_an_image_is_not_changed_by_those_beside_it_and_bf16_comes_close():
     torch.manual_seed(7)
-    backbone = Backbone(BackboneConfig(name="efficientvit_m0", attention="mxa", arguments={"img_size": 128}), 1).eval()
+    backbone = Backbone(BackboneConfig(name="efficientvit_m0", mxa=True, arguments={"img_size": 128}), 1).eval()
     images = torch.randn(3, 1, 128, 128)
     with torch.inference_mode():
         together = backbone(images)
@@ -251,19 +253,19 @@ def test_an_image_is_not_changed_by_those_beside_it_and_bf16_comes_close():
 
 def test_timms_weights_stay_and_other_models_are_refused():
     torch.manual_seed(8)
-    config = BackboneConfig(name="efficientvit_m0", attention="mxa")
+    config = BackboneConfig(name="efficientvit_m0", mxa=True)
     plain = create_timm_model(config, 1)
     torch.manual_seed(8)
     ours = Backbone(config, 1).model.state_dict()
     for name, value in plain.state_dict().items():
         assert torch.equal(ours[name.replace(".mixer.m.", ".mixer.m.attention.")], value)
-    with pytest.raises(InputError, match=r"backbone\.attention mxa: 'resnet18' has no EfficientViT blocks"):
-        Backbone(BackboneConfig(name="resnet18", attention="mxa"), 1)
+    with pytest.raises(InputError, match=r"backbone\.mxa: 'resnet18' has no EfficientViT blocks"):
+        Backbone(BackboneConfig(name="resnet18", mxa=True), 1)
 
 
 def test_boxes_are_those_that_the_forward_pass_takes():
     torch.manual_seed(9)
-    model = Backbone(BackboneConfig(name="efficientvit_m0", attention="mxa", arguments={"img_size": 96}), 1).model
+    model = Backbone(BackboneConfig(name="efficientvit_m0", mxa=True, arguments={"img_size": 96}), 1).model
     images, inputs = torch.randn(2, 1, 96, 96), []
     last = model.stages[2].blocks[2].mixer.m.mxa
     hook = last.register_forward_hook(lambda _, x, __: inputs.append(x[0]))
@@ -278,7 +280,7 @@ def test_boxes_are_those_that_the_forward_pass_takes():
 
 def test_the_head_of_efficientvit_is_timms():
     torch.manual_seed(10)
-    classifier = model_of("efficientvit_m0", "none", num_classes=3, channels=1)
+    classifier = model_of("efficientvit_m0", False, num_classes=3, channels=1)
     whole = timm.create_model("efficientvit_m0", num_classes=3, in_chans=1).eval()
     away_from_the_start(whole.head)
     whole.head.bn.running_mean.normal_()
