@@ -14,6 +14,7 @@ from data.errors import InputError
 from extract.attention import Placement, add_attention
 from extract.checkpoint import load_tensors, load_weights
 from extract.heads import HeadConfig, build_head
+from extract.mxa import add_mxa
 from extract.phases import backbone_weights
 
 Argument = bool | int | float | str | list[int] | list[float] | list[str] | None
@@ -37,6 +38,8 @@ class BackboneConfig:
     attention: Placement = "none"
     """Large-kernel attention (arXiv 2202.09741) in a convolutional model: behind every stage (full), the last
     three, the last two, or one block behind the whole model (after)."""
+    mxa: bool = False
+    """Medical X-ray attention (arXiv 2504.02277) beside the attention of every block; efficientvit_m0 to m5 only."""
 
 
 def create_timm_model(config: BackboneConfig, channels: int) -> Any:
@@ -80,6 +83,8 @@ class Backbone(nn.Module):
         self.dim = int(self.model.num_features)
         self.num_prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
         self.after = add_attention(self.model, config.attention)  # after timm's weights, which do not know it
+        if config.mxa:  # after timm's weights, which know nothing of it
+            add_mxa(self.model, config.name)
         if isinstance(config.pretrained, Path) and config.pretrained.is_dir():
             load_weights(self, backbone_weights(config.pretrained), str(config.pretrained))
 

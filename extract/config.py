@@ -9,6 +9,7 @@ from data.transforms import Augmentation, Preprocessing
 from extract.backbone import BackboneConfig
 from extract.heads import HeadConfig
 from extract.losses import LossConfig
+from extract.losses.distillation import DistillationConfig
 from extract.options import OptimizerConfig, TrainingConfig
 from extract.phases import TrainOn
 
@@ -104,6 +105,9 @@ class ExtractConfig(TrainingConfig):
 
     loss: LossConfig = field(default_factory=LossConfig)
     """Training loss."""
+
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """A teacher beside the labels."""
 
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Feature shards."""

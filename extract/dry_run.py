@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
@@ -22,6 +23,7 @@ from data.runs import Log
 from data.shards import bytes_per_image
 from data.views import VIEWS
 from extract.config import ExtractConfig
+from extract.distillation import Taught, ask_teacher
 from extract.estimate import pooled
 from extract.observe import FirstStep, aligned, bytes_text, measure_parts, observe_step, part_lines, step_lines
 from extract.options import OptimizerConfig
@@ -51,7 +53,7 @@ def dry_run(config: ExtractConfig, accelerator: Accelerator) -> None:
     config = replace(config, compile=False, freeze_backbone_epochs=frozen_throughout(config))
     state = build_state(config, len(manifest.classes), accelerator)
     picture = config.run_dir / "dry_run_images.jpg"
-    step = first_step(config, train_set, state, picture)
+    step = first_step(config, train_set, state, picture, first_lesson(config, manifest, train_set, accelerator))
     if not accelerator.is_main_process:
         return
     steps = len(training_batches(config, train_set, epoch=0))
@@ -98,14 +100,30 @@ def without_rejected(manifest: Manifest, run_dir: Path) -> Manifest:
     return manifest.select(~manifest.images["path"].isin(rejected).to_numpy(dtype=bool))
 
 
-def first_step(config: ExtractConfig, train_set: Manifest, state: TrainingState, picture: Path) -> FirstStep:
+def first_lesson(
+    config: ExtractConfig, manifest: Manifest, train_set: Manifest, accelerator: Accelerator
+) -> Taught | None:
+    """What the teacher, if there is one, says of the first batch; of the others, which are not asked for, nothing."""
+    if config.distillation.teacher is None:
+        return None
+    rows = np.unique(training_batches(config, train_set, epoch=0)[0].items)
+    log = Log(config.run_dir, speaks=False)
+    taught = ask_teacher(config, config.distillation.teacher, manifest, train_set.select(rows), accelerator, log)
+    probabilities = np.full_like(train_set.labels, np.nan)
+    probabilities[rows] = taught.probabilities
+    return replace(taught, probabilities=probabilities)
+
+
+def first_step(
+    config: ExtractConfig, train_set: Manifest, state: TrainingState, picture: Path, taught: Taught | None
+) -> FirstStep:
     """Let the training loop itself take its first step; what it draws of its first batch becomes `picture`."""
     watched = replace(config, num_workers=0, save_steps=0, optimizer=without_clipping(config.optimizer))
     log = Log(config.run_dir, speaks=False)
     with TemporaryDirectory() as folder:
         stage_dir = Path(folder)
         step = observe_step(
-            state, lambda: train_one_epoch(watched, train_set, state, stop_after_one(), stage_dir, {}, log)
+            state, lambda: train_one_epoch(watched, train_set, state, stop_after_one(), stage_dir, {}, log, taught)
         )
         if state.accelerator.is_main_process:
             shutil.copy(stage_dir / "batch_0.jpg", picture)

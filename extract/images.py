@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,6 +18,7 @@ from data.manifest import Manifest
 from data.order import Draws, visit_seed
 from data.transforms import Augmentation, Preprocessing
 from data.workers import told_in_one_line
+from extract.config import ExtractConfig
 
 SECONDS_TO_SAVE = 25
 """What a training process gets between SIGTERM and the end of its workers."""
@@ -110,3 +112,9 @@ def augmented_requests(draws: Draws, seed: int, epoch: int) -> list[Request]:
     """Rows with their augmentation seeds of this epoch; a row's second visit is augmented differently."""
     pairs = zip(draws.items.tolist(), draws.copies.tolist(), strict=True)
     return [(row, visit_seed("augment", seed, epoch, row, copy)) for row, copy in pairs]
+
+
+def on_device(pixels: Tensor, config: ExtractConfig, accelerator: Accelerator) -> Tensor:
+    """Network inputs where, and in the memory order in which, the model wants them."""
+    memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+    return pixels.to(accelerator.device, torch.get_default_dtype(), non_blocking=True, memory_format=memory_format)

@@ -23,8 +23,7 @@ from extract.backbone import ImageClassifier
 from extract.checkpoint import check_folder, load_json, load_tensors, load_weights
 from extract.config import ExtractConfig
 from extract.engine import gather_rows
-from extract.images import ImageDataset, load_batches, plain_requests
-from extract.train import on_device
+from extract.images import ImageDataset, load_batches, on_device, plain_requests
 
 MODEL_FILES = ("model.safetensors", "config.yaml", "classes.json", "preprocessing.json")
 

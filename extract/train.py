@@ -30,10 +30,12 @@ from extract.backbone import ImageClassifier
 from extract.cache import keep_training_data, write_cache
 from extract.checkpoint import Content
 from extract.config import ExtractConfig
+from extract.distillation import Taught, ask_teacher
 from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
 from extract.foreign import is_imported
-from extract.images import ImageDataset, augmented_requests, load_batches, plain_requests
+from extract.images import ImageDataset, augmented_requests, load_batches, on_device, plain_requests
 from extract.losses import class_statistics, multilabel_loss
+from extract.losses.distillation import Lesson
 from extract.phases import for_training, former_patients, refuse_former_patients
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
@@ -110,8 +112,11 @@ def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, acceler
         log(f"stage one: {state.progress.epoch} of {config.epochs} epochs are done already")
     else:
         log(f"stage one: {config.backbone.name}, {len(train_set)} training and {len(val_set)} validation images")
-    former = former_patients(config.backbone.pretrained)
+    former, taught, teacher = former_patients(config.backbone.pretrained), None, config.distillation.teacher
     refuse_former_patients(former, manifest)
+    if teacher is not None and not state.progress.finished(config):
+        taught = ask_teacher(config, teacher, manifest, train_set, accelerator, log)
+        former |= taught.patients
     if accelerator.is_main_process:
         keep_training_data(stage_dir, train_set, val_set, state.progress.finished(config), former)
     accelerator.wait_for_everyone()
@@ -124,7 +129,7 @@ def train(config: ExtractConfig, resolved_yaml: str, manifest: Manifest, acceler
     while not state.progress.finished(config):
         started = time.monotonic()
         with stop.deferred():
-            train_one_epoch(config, train_set, state, stop, stage_dir, model_files, log)
+            train_one_epoch(config, train_set, state, stop, stage_dir, model_files, log, taught)
             state.save(stage_dir, model_files)
             stop.leave_if_asked(accelerator, log)
             state.end_epoch(config.average_from)
@@ -152,6 +157,7 @@ def train_one_epoch(
     stage_dir: Path,
     model_files: dict[str, Content],
     log: Log,
+    taught: Taught | None = None,
 ) -> None:
     """The optimizer steps of one epoch, from where the state stands to its end, or to the step after a stop signal."""
     accelerator, progress = state.accelerator, state.progress
@@ -162,7 +168,7 @@ def train_one_epoch(
     images = load_batches(ImageDataset(train_set, config.image, config.augmentation), requests, config.num_workers)
     statistics = class_statistics(train_set.labels).to(accelerator.device)
 
-    def sub_loss(rows: np.ndarray, counts: bool, num_known: int) -> Tensor:
+    def sub_loss(rows: np.ndarray, counts: bool, num_known: int, lesson: Lesson | None) -> Tensor:
         pixels = on_device(next(images), config, accelerator)
         if accelerator.is_main_process and epoch == progress.step == 0:
             plot_batch(pixels, train_set.select(rows), stage_dir / "batch_0.jpg")
@@ -171,7 +177,8 @@ def train_one_epoch(
             targets = torch.full_like(targets, float("nan"))
         with accelerator.autocast():
             logits = state.model(pixels)
-        return multilabel_loss(logits, targets, statistics, config.loss, epoch / config.epochs) / num_known
+        loss = multilabel_loss(logits, targets, statistics, config.loss, epoch / config.epochs) / num_known
+        return loss if lesson is None else lesson.mix(loss, logits, rows, counts)
 
     optimizer, first_epoch, num_epochs = config.phase(epoch)
     model, frozen = state.plain_model, epoch < config.freeze_backbone_epochs
@@ -182,7 +189,8 @@ def train_one_epoch(
         seed_step(config.seed, epoch, progress.step, rank)
         known = ~np.isnan(train_set.labels[batch.items])  # every process knows the global batch
         num_known = max(1, int(known.sum()))
-        losses = [partial(sub_loss, draws.items, counts, num_known) for draws, counts in parts]
+        lesson = Lesson(taught.probabilities, batch.items, config.distillation) if taught else None
+        losses = [partial(sub_loss, draws.items, counts, num_known, lesson) for draws, counts in parts]
         names = train_set.images["image_id"].iloc[batch.items].tolist()
         total_step, total_steps = (epoch - first_epoch) * len(batches) + progress.step, num_epochs * len(batches)
         take_step(state, losses, optimizer, total_step, total_steps, names, frozen)
@@ -209,12 +217,6 @@ def sub_batches(batch: Draws, rank: int, num_processes: int, config: ExtractConf
         return [(batch[:1], False)]
     size = config.micro_batch_size or len(share)
     return [(share[i : i + size], True) for i in range(0, len(share), size)]
-
-
-def on_device(pixels: Tensor, config: ExtractConfig, accelerator: Accelerator) -> Tensor:
-    """Network inputs where, and in the memory order in which, the model wants them."""
-    memory_format = torch.channels_last if config.channels_last else torch.preserve_format
-    return pixels.to(accelerator.device, torch.get_default_dtype(), non_blocking=True, memory_format=memory_format)
 
 
 def predict_images(

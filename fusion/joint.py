@@ -29,11 +29,10 @@ from extract.cache import keep_training_data
 from extract.checkpoint import Content, save_folder
 from extract.config import ExtractConfig
 from extract.engine import finish_epoch, gather_rows, groups_of, make_state, sigmoid
-from extract.images import ImageDataset, Request, load_batches
+from extract.images import ImageDataset, Request, load_batches, on_device
 from extract.losses import class_statistics, multilabel_loss
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step
-from extract.train import on_device
 from fusion.config import FusionConfig
 from fusion.evaluation import average_logits, evaluation_passes
 from fusion.grouping import GroupSet, evaluation_views

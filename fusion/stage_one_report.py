@@ -21,10 +21,10 @@ from data.errors import InputError
 from data.files import atomic_write
 from data.images import read_image
 from data.manifest import Manifest, read_manifest
-from data.metrics import summary
 from data.plots import plot_roc
 from data.predictions import write_predictions
 from data.runs import run_command
+from data.summary import summary
 from data.transforms import Preprocessing
 from extract.engine import groups_of, sigmoid
 from fusion.config import GroupingConfig

@@ -279,7 +279,9 @@ def test_the_mlp_head_equals_a_slow_loop_in_evaluation_and_takes_a_single_image(
             torch.testing.assert_close(head(tokens[b : b + 1])[0], last.weight @ x + last.bias, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("config", [{"kind": "mlp", "width": 8}, {"kind": "csra", "batch_norm": True}])
+@pytest.mark.parametrize(
+    "config", [{"kind": "mlp", "width": 8}, *({"kind": kind, "batch_norm": True} for kind in ("csra", "linear"))]
+)
 def test_batch_norm_trains_on_several_rows_and_passes_a_single_one_by_its_statistics(config):
     torch.manual_seed(0)
     head = build_head(HeadConfig(**config), D, C).train()
@@ -329,7 +331,7 @@ def test_the_linear_head_averages_tokens():
         ({"dropout": 1.0}, r"head\.dropout"),
         ({"dropout": -0.1}, r"head\.dropout"),
         ({"lam": -1.0}, r"head\.lam"),
-        ({"kind": "mlp", "batch_norm": True}, r"head\.batch_norm belongs to head\.kind csra"),
+        ({"kind": "mlp", "batch_norm": True}, r"head\.batch_norm belongs to head\.kind csra or linear"),
     ],
 )
 def test_a_head_that_cannot_be_built_is_refused_by_its_configuration(wrong, named):

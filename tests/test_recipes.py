@@ -26,6 +26,8 @@ STAGE_TWO_OF = {
     "cxr_lt_2026_padchest_as_coded": ["cxr_lt_2026"],
     "demo": ["demo", "demo_patient"],
     **{f"lka_{name}": ["lka"] for name in ("densenet121", "densenet121_abnormal", "vgg16", "vgg16_abnormal")},
+    "mxa": ["cxr_lt_2023"],
+    "mxa_teacher": ["cxr_lt_2023"],
     "phantom_256": ["phantom_256"],
     "real_cxr": ["real_cxr"],
 }
@@ -170,6 +172,18 @@ def test_the_2023_recipes_differ_from_the_published_model_where_they_say_so():
     assert two.slot_embedding.numel() == 3_072 + 12 * 768, "16 slots for 4"
     rest = published["backbone"] + 768 + 3_072  # padding token and 4 segments
     assert sum(published.values()) - published["backbone"] + rest == 71_940_218
+
+
+def test_the_mxa_recipe_builds_the_published_model_and_keeps_the_published_settings():
+    model, config = built("mxa", 14), parsed("extract", "mxa")
+    assert count(model) == 16_149_442
+    assert (config.optimizer.lr, config.optimizer.lr * config.optimizer.final_share) == (1e-3, pytest.approx(1e-5))
+    assert (config.epochs, config.batch_size, config.ema_decay) == (50, 512, 0.99996)
+    assert config.optimizer.warmup_share * config.epochs == pytest.approx(5)
+    assert (config.optimizer.weight_decay, config.optimizer.clip_agc, config.optimizer.clip_norm) == (0.025, 0.02, 0)
+    assert (config.distillation.alpha, config.distillation.targets) == (0.5, "soft")
+    assert config.backbone.arguments == {"img_size": config.image.size}
+    assert config.image == parsed("extract", "mxa_teacher").image
 
 
 @pytest.mark.slow

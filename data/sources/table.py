@@ -21,6 +21,9 @@ from data.splits import split_patients
 from data.tables import read_table
 from data.views import VIEWS
 
+UNCERTAIN = ("-1", "-1.0")
+"""How CheXpert's tables write that a report is not sure."""
+
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +44,7 @@ def read(
     seed: int = 0,
     min_positives: int = 0,
     study_labels: Literal["same", "any"] = "same",
+    uncertain: Literal["refuse", "ones", "zeros", "ignore"] = "refuse",
 ) -> Manifest:
     """Read a table as a manifest. Labels are 1, 0, a fraction, or empty for unknown.
 
@@ -62,6 +66,8 @@ def read(
         min_positives: Classes with fewer images of label 1 are left out.
         study_labels: "same": the images of a study must carry the same labels. "any": they differ because single
             images were labelled; each image of a study then gets the study's label, the largest known one.
+        uncertain: What a label of -1, as in CheXpert's tables, becomes: 1 (U-ones), 0 (U-zeros), or unknown; "refuse":
+            there is none.
 
     Raises:
         InputError: A missing column, a bad value, or whatever `check_manifest` and `group_images` refuse.
@@ -71,6 +77,7 @@ def read(
         raise InputError(f"{images}: no such folder; --images wants the folder that the paths are relative to")
     used = [image_id, study_id, patient_id, path] + [name for name in (view, split) if name is not None]
     frame = read_table(table, required=[*used, *([] if classes == "auto" else classes)])
+    frame = _decided(frame, {*used, source}, uncertain)
     names = _label_columns(frame, {*used, source}, where) if classes == "auto" else tuple(classes)
     columns = {
         "image_id": frame[image_id],
@@ -88,6 +95,15 @@ def read(
     if split is None:
         manifest = split_by_patient(manifest, val_fraction, test_fraction, seed)
     return manifest
+
+
+def _decided(frame: pd.DataFrame, used: set[str], uncertain: str) -> pd.DataFrame:
+    """The table with every -1 of its label columns replaced."""
+    if uncertain == "refuse":
+        return frame
+    text = {"ones": "1", "zeros": "0", "ignore": ""}[uncertain]
+    columns = [name for name in frame.columns if name not in used]
+    return frame.assign(**{name: frame[name].replace(dict.fromkeys(UNCERTAIN, text)) for name in columns})
 
 
 def _label_columns(frame: pd.DataFrame, used: set[str], where: str) -> tuple[str, ...]:

@@ -38,7 +38,8 @@ class HeadConfig:
     """Weight of the attended features beside the mean of all (csra, csra_multihead); 0.1 to 0.4 as published."""
 
     batch_norm: bool = False
-    """BatchNorm over the features of the map in front of csra, as the CXR-LT 2026 winner has it."""
+    """BatchNorm over the features: of the map in front of csra, as the CXR-LT 2026 winner has it; of the mean in front
+    of linear, as EfficientViT-M has it."""
 
     def __post_init__(self) -> None:
         if min(self.width, self.num_heads) < 1:
@@ -51,8 +52,8 @@ class HeadConfig:
             raise ValueError(f"head.dropout must be in [0, 1), got {self.dropout}")
         if self.lam < 0:
             raise ValueError(f"head.lam must not be negative, got {self.lam}")
-        if self.batch_norm and self.kind != "csra":
-            raise ValueError(f"head.batch_norm belongs to head.kind csra; {self.kind} has no use for it")
+        if self.batch_norm and self.kind not in ("csra", "linear"):
+            raise ValueError(f"head.batch_norm belongs to head.kind csra or linear; {self.kind} has no use for it")
 
     @property
     def mixes_samples(self) -> bool:
@@ -63,7 +64,7 @@ class HeadConfig:
 def build_head(config: HeadConfig, dim: int, num_classes: int) -> nn.Module:
     """The configured head over tokens of `dim` features."""
     if config.kind == "linear":
-        return LinearHead(dim, num_classes, config.dropout)
+        return LinearHead(dim, num_classes, config.dropout, config.batch_norm)
     if config.kind == "mlp":
         return MLPHead(dim, num_classes, config.width, config.dropout)
     if config.kind == "csra":
