@@ -32,12 +32,14 @@ class Preprocessing:
     size: int = 224
     """Side of the square network input, in pixels."""
 
-    resize: Literal["stretch", "fit"] = "stretch"
-    """stretch: both sides become `size`; fit: the longer side does, proportions are kept, the rest is black."""
+    resize: Literal["stretch", "fit", "crop"] = "stretch"
+    """stretch: both sides become `size`; fit: the longer side does, proportions are kept, the rest is black; crop: the
+    shorter side does, proportions are kept, the middle is cut out (as RAD-DINO and CXformer were trained)."""
 
-    intensity: Literal["full", "percentile"] = "full"
+    intensity: Literal["full", "percentile", "equalize"] = "full"
     """full: black and white are the file format's limits; percentile: the image's own 0.5 and 99.5 percentiles, for
-    files that use a part of their range (PadChest's 16-bit PNGs)."""
+    files that use a part of their range (PadChest's 16-bit PNGs); equalize: all grey levels about equally frequent
+    (as CXformer was trained)."""
 
     channels: Literal[1, 3] = 1
     """Input channels of the network; 3 repeats the grey image."""
@@ -68,9 +70,11 @@ class Preprocessing:
         tensor = resize(torch.from_numpy(np.require(image, np.float32, ["C", "W"])), height, width)[None]
         if self.intensity == "percentile":  # before padding, which must not count
             tensor = _stretched(tensor)
+        elif self.intensity == "equalize":
+            tensor = _equalized(tensor)
         if height == width == self.size:
             return tensor
-        left, top = (self.size - width) // 2, (self.size - height) // 2
+        left, top = (self.size - width) // 2, (self.size - height) // 2  # negative for crop: pad then cuts off
         return F.pad(tensor, [left, top, self.size - width - left, self.size - height - top])
 
     def normalised(self, image: Float[Tensor, "*B 1 S S"]) -> Float[Tensor, "*B C S S"]:
@@ -102,11 +106,11 @@ class Preprocessing:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def inner_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that the image itself gets inside the square."""
+        """Height and width that the image itself gets; for crop, one of them reaches beyond the square."""
         if self.resize == "stretch":
             return self.size, self.size
-        longest = max(height, width)
-        return max(1, round(height * self.size / longest)), max(1, round(width * self.size / longest))
+        becomes_size = min(height, width) if self.resize == "crop" else max(height, width)
+        return max(1, round(height * self.size / becomes_size)), max(1, round(width * self.size / becomes_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +181,28 @@ def _stretched(image: Float[Tensor, "1 H W"]) -> Float[Tensor, "1 H W"]:
     return ((image - low) / (high - low)).clamp(0, 1) if high > low else image
 
 
+def _equalized(image: Float[Tensor, "1 H W"]) -> Float[Tensor, "1 H W"]:
+    """Histogram equalization over 256 levels, the darkest of the image becoming 0; one level alone is left as it is.
+
+    As OpenCV's equalizeHist, but not rounded to 8 bits again.
+    """
+    levels = (image * 255).round().long()
+    counts = torch.bincount(levels.flatten(), minlength=256)
+    darkest = counts[levels.min()]
+    if darkest == levels.numel():
+        return image
+    table = (counts.cumsum(0) - darkest).clamp(min=0) / (levels.numel() - darkest)
+    return table[levels]
+
+
 def _check_preprocessing(values: dict[str, Any]) -> None:
     size, channels = values["size"], values["channels"]
     _check(type(size) is int and 1 <= size <= 8192, "size", "a whole number from 1 to 8192", size)
-    for key, allowed in {"resize": ("stretch", "fit"), "intensity": ("full", "percentile"), "channels": (1, 3)}.items():
+    for key, allowed in {
+        "resize": ("stretch", "fit", "crop"),
+        "intensity": ("full", "percentile", "equalize"),
+        "channels": (1, 3),
+    }.items():
         _check(values[key] in allowed, key, f"one of {allowed}", values[key])
     for key in ("mean", "std"):
         numbers = values[key]
