@@ -23,6 +23,8 @@ from data.errors import InputError
 from data.resize import resize
 
 PERCENTILES = (0.5, 99.5)
+MAX_RATIO = 4
+"""Of the sides of an image that is to be cropped; a longer one is squeezed, so that a strip cannot fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,11 @@ class Preprocessing:
         """Height and width that the image itself gets; for crop, one of them reaches beyond the square."""
         if self.resize == "stretch":
             return self.size, self.size
-        becomes_size = min(height, width) if self.resize == "crop" else max(height, width)
-        return max(1, round(height * self.size / becomes_size)), max(1, round(width * self.size / becomes_size))
+        if self.resize == "crop":
+            scale, longest = self.size / min(height, width), MAX_RATIO * self.size
+            return min(longest, round(height * scale)), min(longest, round(width * scale))
+        longest = max(height, width)
+        return max(1, round(height * self.size / longest)), max(1, round(width * self.size / longest))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,8 @@ def create_timm_model(config: BackboneConfig, channels: int) -> Any:
         from_timm = config.pretrained is True or keys is not None
         model = timm.create_model(config.name, pretrained=from_timm, **fixed, **config.arguments)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"backbone {config.name!r}: {' '.join(str(error).split())[:300]}") from None
+        file = f"{config.pretrained} as " if keys is not None else ""
+        raise InputError(f"{file}backbone {config.name!r}: {' '.join(str(error).split())[:300]}") from None
     missing = [key for key in model.state_dict() if keys is not None and key not in keys]
     if missing:
         raise InputError(f"{config.pretrained}: no weight {missing[0]!r}, so not a file of {config.name}")

@@ -1,4 +1,4 @@
-"""Hugging Face's DINOv2 written out slowly, head by head, over a dictionary of its weights; random checkpoints of it."""
+"""Hugging Face's DINOv2 written out slowly, head by head, over a dictionary of weights; random checkpoints."""
 
 import torch
 from torch.nn import functional as F
@@ -40,7 +40,9 @@ def shapes(width, depth, side, registers=4):
 def random_checkpoint(width=24, depth=5, side=3, registers=4, seed=0):
     """Every weight away from where it starts, large enough that forgetting any shows in the outputs."""
     generator = torch.Generator().manual_seed(seed)
-    draw = {name: torch.randn(shape, generator=generator) for name, shape in shapes(width, depth, side, registers).items()}
+    draw = {
+        name: torch.randn(shape, generator=generator) for name, shape in shapes(width, depth, side, registers).items()
+    }
     return {
         name: 1 + 0.3 * value if "norm" in name or "lambda1" in name else value * (0.3 if value.ndim < 2 else 0.2)
         for name, value in draw.items()
@@ -64,7 +66,9 @@ def hidden_states(weights, images, num_heads):
         for y in range(0, image.shape[1], PATCH):
             for x in range(0, image.shape[2], PATCH):
                 patch = image[:, y : y + PATCH, x : x + PATCH]
-                tokens.append(weights[projection + "weight"].flatten(1) @ patch.flatten() + weights[projection + "bias"])
+                tokens.append(
+                    weights[projection + "weight"].flatten(1) @ patch.flatten() + weights[projection + "bias"]
+                )
         tokens = torch.stack(tokens) + weights["embeddings.position_embeddings"][0]
         registers = weights.get("embeddings.register_tokens", torch.empty(1, 0, width))[0]
         rows.append(torch.cat([tokens[:1], registers, tokens[1:]]))
