@@ -24,6 +24,8 @@ from data.errors import InputError
 from data.resize import resize
 
 PERCENTILES = (0.5, 99.5)
+MAX_RATIO = 4
+"""Of the sides of an image that is to be cropped; a longer one is squeezed, so that a strip cannot fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,14 @@ class Preprocessing:
     size: int = 224
     """Side of the square network input, in pixels."""
 
-    resize: Literal["stretch", "fit"] = "stretch"
-    """stretch: both sides become `size`; fit: the longer side does, proportions are kept, the rest is black."""
+    resize: Literal["stretch", "fit", "crop"] = "stretch"
+    """stretch: both sides become `size`; fit: the longer side does, proportions are kept, the rest is black; crop: the
+    shorter side does, proportions are kept, the middle is cut out (as RAD-DINO and CXformer were trained)."""
 
-    intensity: Literal["full", "percentile"] = "full"
+    intensity: Literal["full", "percentile", "equalize"] = "full"
     """full: black and white are the file format's limits; percentile: the image's own 0.5 and 99.5 percentiles, for
-    files that use a part of their range (PadChest's 16-bit PNGs)."""
+    files that use a part of their range (PadChest's 16-bit PNGs); equalize: all grey levels about equally frequent
+    (as CXformer was trained)."""
 
     channels: Literal[1, 3] = 1
     """Input channels of the network; 3 repeats the grey image."""
@@ -75,9 +79,11 @@ class Preprocessing:
         height, width = tensor.shape[1:]
         if self.intensity == "percentile":  # before padding, which must not count
             tensor = _stretched(tensor)
+        elif self.intensity == "equalize":
+            tensor = _equalized(tensor)
         if height == width == self.size:
             return tensor
-        left, top = (self.size - width) // 2, (self.size - height) // 2
+        left, top = (self.size - width) // 2, (self.size - height) // 2  # negative for crop: pad then cuts off
         return F.pad(tensor, [left, top, self.size - width - left, self.size - height - top])
 
     def scaled(
@@ -116,9 +122,12 @@ class Preprocessing:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def inner_size(self, height: int | float, width: int | float) -> tuple[int, int]:
-        """Height and width that an image of these proportions gets inside the square."""
+        """Height and width that the image itself gets; for crop, one of them reaches beyond the square."""
         if self.resize == "stretch":
             return self.size, self.size
+        if self.resize == "crop":
+            scale, longest = self.size / min(height, width), MAX_RATIO * self.size
+            return min(longest, round(height * scale)), min(longest, round(width * scale))
         longest = max(height, width)
         return max(1, round(height * self.size / longest)), max(1, round(width * self.size / longest))
 
@@ -191,10 +200,28 @@ def _stretched(image: Float[Tensor, "1 H W"]) -> Float[Tensor, "1 H W"]:
     return ((image - low) / (high - low)).clamp(0, 1) if high > low else image
 
 
+def _equalized(image: Float[Tensor, "1 H W"]) -> Float[Tensor, "1 H W"]:
+    """Histogram equalization over 256 levels, the darkest of the image becoming 0; one level alone is left as it is.
+
+    As OpenCV's equalizeHist, but not rounded to 8 bits again.
+    """
+    levels = (image * 255).round().long()
+    counts = torch.bincount(levels.flatten(), minlength=256)
+    darkest = counts[levels.min()]
+    if darkest == levels.numel():
+        return image
+    table = (counts.cumsum(0) - darkest).clamp(min=0) / (levels.numel() - darkest)
+    return table[levels]
+
+
 def _check_preprocessing(values: dict[str, Any]) -> None:
     size, channels = values["size"], values["channels"]
     _check(type(size) is int and 1 <= size <= 8192, "size", "a whole number from 1 to 8192", size)
-    for key, allowed in {"resize": ("stretch", "fit"), "intensity": ("full", "percentile"), "channels": (1, 3)}.items():
+    for key, allowed in {
+        "resize": ("stretch", "fit", "crop"),
+        "intensity": ("full", "percentile", "equalize"),
+        "channels": (1, 3),
+    }.items():
         _check(values[key] in allowed, key, f"one of {allowed}", values[key])
     for key in ("mean", "std"):
         numbers = values[key]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from extract.attention import Placement, add_attention
 from extract.checkpoint import load_tensors, load_weights
+from extract.dinov2 import is_hugging_face
 from extract.heads import HeadConfig, build_head
 from extract.mxa import add_mxa
 from extract.phases import backbone_weights
@@ -40,6 +41,14 @@ class BackboneConfig:
     three, the last two, or one block behind the whole model (after)."""
     mxa: bool = False
     """Medical X-ray attention (arXiv 2504.02277) beside the attention of every block; efficientvit_m0 to m5 only."""
+    class_layers: int = 0
+    """Of a vision transformer: the class tokens of its last n layers, after the final norm, stand beside the features
+    of every position, so that a map has (n + 1) D features. A linear head, which takes the mean over positions, is then
+    DINOv2's classifier over class tokens and mean patch token. 0: patches only."""
+
+    def __post_init__(self) -> None:
+        if self.class_layers < 0:
+            raise ValueError(f"backbone.class_layers must not be negative, got {self.class_layers}")
 
 
 def create_timm_model(config: BackboneConfig, channels: int) -> Any:
@@ -55,12 +64,18 @@ def create_timm_model(config: BackboneConfig, channels: int) -> Any:
         if config.pretrained.suffix != ".safetensors" or not config.pretrained.is_file():
             raise InputError(f"backbone.pretrained: {config.pretrained} is not a .safetensors file or a model folder")
         keys = set(load_tensors(config.pretrained))
+        if is_hugging_face(keys):
+            raise InputError(
+                f"backbone.pretrained: {config.pretrained} has Hugging Face's names of weights; convert it once:"
+                f" python scripts/import_weights.py --weights {config.pretrained} --out FILE.safetensors"
+            )
         fixed["pretrained_cfg_overlay"] = {"file": str(config.pretrained)}
     try:
         from_timm = config.pretrained is True or keys is not None
         model = timm.create_model(config.name, pretrained=from_timm, **fixed, **config.arguments)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"backbone {config.name!r}: {' '.join(str(error).split())[:300]}") from None
+        file = f"{config.pretrained} as " if keys is not None else ""
+        raise InputError(f"{file}backbone {config.name!r}: {' '.join(str(error).split())[:300]}") from None
     if isinstance(model, VGG):
         model.pre_logits = nn.Identity()  # its fully connected layers, which would shrink the map to one position
     missing = [key for key in model.state_dict() if keys is not None and key not in keys]
@@ -74,13 +89,21 @@ class Backbone(nn.Module):
 
     The map comes from timm's ``forward`` with ``num_classes=0, global_pool=""``, which applies a model's final norm
     (``forward_features`` leaves it out for ConvNeXt: the map's standard deviation is then 0.79 instead of 1.00).
-    Vision transformers' class and register tokens are dropped and their patches laid out as a map.
+    Vision transformers' patches are laid out as a map. Their register tokens take part in the forward pass and are
+    left out of the map; so are their class tokens, but for those that `BackboneConfig.class_layers` puts beside the
+    patches: features 0 to D - 1 are the patch's, then follow the class tokens, the last layer's last.
+
+    Raises:
+        InputError: class tokens of a model that has none, or of more layers than it has.
     """
 
     def __init__(self, config: BackboneConfig, channels: int) -> None:
         super().__init__()
         self.model = create_timm_model(config, channels)
-        self.dim = int(self.model.num_features)
+        self.class_layers = config.class_layers
+        if config.class_layers:
+            check_class_layers(config, self.model)
+        self.dim = int(self.model.num_features) * (1 + config.class_layers)
         self.num_prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
         self.after = add_attention(self.model, config.attention)  # after timm's weights, which do not know it
         if config.mxa:  # after timm's weights, which know nothing of it
@@ -90,12 +113,45 @@ class Backbone(nn.Module):
 
     def forward(self, images: Float[Tensor, "B c h w"]) -> Float[Tensor, "B H W D"]:
         """Feature maps, channels last."""
+        if self.class_layers:
+            return self.beside_class_tokens(images)
         x = self.after(self.model(images))
         if x.ndim == 3:  # tokens of a vision transformer
-            x = x[:, self.num_prefix_tokens :]
-            side = round(x.shape[1] ** 0.5)
-            return x.unflatten(1, (side, -1))
+            return square(x[:, self.num_prefix_tokens :])
         return x if x.shape[-1] == self.dim else x.permute(0, 2, 3, 1)
+
+    def beside_class_tokens(self, images: Float[Tensor, "B c h w"]) -> Float[Tensor, "B H W D"]:
+        """Patches of the last layer with the class tokens of the last `class_layers` beside each of them."""
+        layers = self.model.forward_intermediates(
+            images,
+            indices=self.class_layers,
+            return_prefix_tokens=True,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        patches = square(layers[-1][0])
+        class_tokens = torch.cat([prefix[:, 0] for _, prefix in layers], dim=-1)
+        return torch.cat([patches, class_tokens[:, None, None].expand(*patches.shape[:3], -1)], dim=-1)
+
+
+def check_class_layers(config: BackboneConfig, model: Any) -> None:
+    """Check that a timm model has the class tokens that `BackboneConfig.class_layers` asks for.
+
+    Raises:
+        InputError: it has none, or fewer layers.
+    """
+    if getattr(model, "cls_token", None) is None or not hasattr(model, "forward_intermediates"):
+        raise InputError(f"backbone.class_layers: {config.name} has no class token; set it to 0")
+    if config.class_layers > len(model.blocks):
+        raise InputError(
+            f"backbone.class_layers: {config.name} has {len(model.blocks)} layers, found {config.class_layers}"
+        )
+
+
+def square(tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B H W D"]:
+    """Patch tokens as a map, row by row."""
+    return tokens.unflatten(1, (round(tokens.shape[1] ** 0.5), -1))
 
 
 class ImageClassifier(nn.Module):

@@ -1,8 +1,9 @@
 """Published weights of others, taken over strictly as one of our model folders.
 
-One layout so far: the CXR-LT 2026 winner's ConvNeXtV2-Base with BatchNorm and CSRA over its map (30 classes of
+One layout of whole models: the CXR-LT 2026 winner's ConvNeXtV2-Base with BatchNorm and CSRA over its map (30 classes of
 PadChest; 87,756,318 parameters, 87,758,367 numbers with BatchNorm's statistics). Where only its backbone is wanted, for
-other classes, name the folder written here in ``backbone.pretrained``.
+other classes, name the folder written here in ``backbone.pretrained``. Encoders without a head, in Hugging Face's
+layout, become a file instead (`extract.dinov2`).
 """
 
 import argparse
@@ -22,6 +23,7 @@ from data.runs import keep_config, run_command
 from extract.backbone import ImageClassifier
 from extract.checkpoint import check_folder, load_json, load_tensors, load_weights, save_folder
 from extract.config import ExtractConfig
+from extract.dinov2 import import_backbone, is_hugging_face
 
 RECIPE = Path(__file__).parent / "configs" / "cxr_lt_2026_padchest.yaml"
 
@@ -35,10 +37,16 @@ PUBLISHED_NAMES = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: ``--weights FILE``, then extract.py's options."""
+    """Command line: ``--weights FILE``, then ``--out FILE`` (an encoder) or extract.py's options (a whole model)."""
     parser = argparse.ArgumentParser(description="Take over published weights.", allow_abbrev=False, add_help=False)
     parser.add_argument("--weights", type=Path, required=True, help="the published .safetensors file")
+    parser.add_argument("--out", type=Path, help="of an encoder without head: the .safetensors file to write for timm")
     options, rest = parser.parse_known_args(argv)
+    if options.out is not None:
+        if rest:
+            parser.error(f"--out takes no options of extract.py, found {rest[0]}")
+        run_command(lambda: import_backbone(options.weights, options.out))
+        return
     config, resolved_yaml = parse_config(ExtractConfig, RECIPE, rest)
     run_command(lambda: import_weights(options.weights, config, resolved_yaml))
 
@@ -58,8 +66,11 @@ def import_weights(
     if (stage_dir / "best").exists() or (stage_dir / "last").exists():
         raise InputError(f"{stage_dir}: holds a model already; choose another run_dir")
     backbone = replace(config.backbone, pretrained=False)  # every weight comes from the file
+    tensors = load_tensors(path)
+    if is_hugging_face(tensors.keys()):
+        raise InputError(f"{path}: an encoder without head; say with --out which file to write")
     model = ImageClassifier(backbone, config.head, config.image.channels, len(classes))
-    load_published(model, load_tensors(path), str(path))
+    load_published(model, tensors, str(path))
     keep_config(stage_dir, resolved_yaml, default_values(ExtractConfig))
     atomic_write(stage_dir / "data.json", json.dumps({"digest": "", "trained_patients": []}))  # nobody knows them
     save_folder(

@@ -162,13 +162,14 @@ def to_pixels(heat: Float[Tensor, "*n h w"], image: Preprocessing, height: int, 
     """Heat maps over an image of `height` x `width` pixels, bilinearly; a cell's heat lies on the cell's middle.
 
     The inverse of the preprocessing: the map covers the network's square input, of which the image is all (stretch) or
-    the middle (fit).
+    the middle (fit), or which is the middle of the image (crop; what was cut off has no heat).
     """
     inner_height, inner_width = image.inner_size(height, width)
     flat = heat.reshape(-1, 1, *heat.shape[-2:]).float()
     square = F.interpolate(flat, (image.size, image.size), mode="bilinear")
     top, left = (image.size - inner_height) // 2, (image.size - inner_width) // 2
-    inner = square[..., top : top + inner_height, left : left + inner_width]
+    right, bottom = image.size - inner_width - left, image.size - inner_height - top
+    inner = F.pad(square, [-left, -right, -top, -bottom])
     return F.interpolate(inner, (height, width), mode="bilinear").reshape(*heat.shape[:-2], height, width)
 
 

@@ -155,7 +155,10 @@ def test_attention_finds_the_token_that_its_query_asks_for():
     torch.testing.assert_close(attention[0], torch.full((3, 4, 6), 1 / 72))
 
 
-@pytest.mark.parametrize(("resize", "height", "width"), [("stretch", 60, 90), ("fit", 60, 90), ("fit", 96, 40)])
+@pytest.mark.parametrize(
+    ("resize", "height", "width"),
+    [("stretch", 60, 90), ("fit", 60, 90), ("fit", 96, 40), ("crop", 60, 90), ("crop", 96, 80)],
+)
 def test_heat_lies_on_the_pixels_that_the_cell_was_made_of(resize, height, width):
     image = Preprocessing(size=48, resize=resize)
     for place in [(12.0, 20.0), (44.0, 30.0)]:

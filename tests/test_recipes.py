@@ -20,6 +20,10 @@ from tests.launch import ROOT
 from tests.make_data import make_run
 
 STAGE_TWO_OF = {
+    "cxformer_chexpert": ["cxformer"],
+    "cxformer_nih": ["cxformer"],
+    "cxformer_rsna": ["cxformer"],
+    "cxformer_vindr": ["cxformer"],
     "cxr_lt_2023": ["cxr_lt_2023", "cxr_lt_2023_cheap"],
     "cxr_lt_2026_mimic": ["cxr_lt_2026"],
     "cxr_lt_2026_padchest": ["cxr_lt_2026"],
@@ -34,6 +38,8 @@ STAGE_TWO_OF = {
 """Recipes of stage two that go on from each of stage one."""
 LAYERS = {"tiny", "small"}
 """No recipes but what shrinks one."""
+ENCODERS = {"cxformer_base", "rad_dino", "linear_probe"}
+"""No recipes but what another encoder, or a frozen one, changes in those of CXformer."""
 
 STAGES = {"extract": (ExtractConfig, "extract.py"), "fusion": (FusionConfig, "train_fusion.py")}
 RECIPES = [(stage, path.stem) for stage in STAGES for path in sorted((ROOT / stage / "configs").glob("*.yaml"))]
@@ -48,18 +54,18 @@ def parsed(stage, name):
 
 
 def test_every_recipe_is_run_by_the_tests_below():
-    assert {name for stage, name in RECIPES if stage == "extract"} == {*STAGE_TWO_OF, *LAYERS}
+    assert {name for stage, name in RECIPES if stage == "extract"} == {*STAGE_TWO_OF, *LAYERS, *ENCODERS}
     assert {name for stage, name in RECIPES if stage == "fusion"} == {*chain(*STAGE_TWO_OF.values()), *LAYERS}
 
 
-@pytest.mark.parametrize(("stage", "name"), [recipe for recipe in RECIPES if recipe[1] not in LAYERS])
+@pytest.mark.parametrize(("stage", "name"), [recipe for recipe in RECIPES if recipe[1] not in LAYERS | ENCODERS])
 def test_a_recipe_opens_with_its_purpose_its_command_and_its_hardware(stage, name):
     lines = path_of(stage, name).read_text().splitlines()
     note = "\n".join(line for line in lines[: next(n for n, line in enumerate(lines) if line[:1] != "#")])
     without_arguments = f"accelerate launch {STAGES[stage][1]}\n"
     assert f"--config {stage}/configs/{name}.yaml" in note or (name == "demo" and without_arguments in note)
     assert "# Hardware" in note
-    if name.startswith(("cxr_lt", "lka")):
+    if name.startswith(("cxr_lt", "cxformer", "lka")):
         assert "xpected cost" in note
         assert "ublished score" in note
     assert max(map(len, lines)) <= 130
@@ -125,6 +131,28 @@ def test_the_2026_recipes_build_the_published_model(name):
     assert config.image.intensity == "percentile"
     assert config.backbone.arguments == {"drop_path_rate": 0.2}
     assert (config.optimizer.lr * config.backbone_lr, config.freeze_lr) == (pytest.approx(1.5e-5), 1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in STAGE_TWO_OF if name.startswith("cxformer")])
+def test_a_cxformer_recipe_builds_the_published_model_and_its_layers_change_the_encoder_alone(name):
+    model = built(name, 7)
+    assert count(model.backbone) == 22_057_344
+    assert count(model.head) == (5 * 384 + 1) * 7, "class tokens of 4 layers and the mean patch"
+    recipe = parsed("extract", name)
+    assert (recipe.image.size, recipe.image.resize, recipe.image.channels) == (518, "crop", 3)
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.optimizer.final_share) == (5e-5, 0.0, 1.0)
+    own = f"--config={path_of('extract', name)}"
+    for layer, number in {"cxformer_base": 86_582_016, "rad_dino": 86_579_712}.items():
+        config, _ = parse_config(ExtractConfig, None, [own, f"--config={path_of('extract', layer)}"])
+        with torch.device("meta"):
+            other = ImageClassifier(replace(config.backbone, pretrained=False), config.head, 3, 7)
+        assert count(other.backbone) == number
+        assert count(other.head) == (5 * 768 + 1) * 7
+        assert str(config.backbone.pretrained) == f"weights/{layer}.safetensors"
+        assert (config.loss, config.optimizer, config.cache) == (recipe.loss, recipe.optimizer, recipe.cache)
+    probe, _ = parse_config(ExtractConfig, None, [own, f"--config={path_of('extract', 'linear_probe')}"])
+    assert probe.freeze_backbone_epochs >= probe.epochs
+    assert probe.backbone == recipe.backbone
 
 
 def test_phase_one_of_2026_has_the_backbone_that_phase_two_takes():

@@ -55,6 +55,41 @@ def test_a_jpeg_decoded_at_a_smaller_scale_becomes_what_the_whole_one_would(mode
     assert float((preprocessing.resized(*scaled) - expected).square().mean().sqrt()) < 0.012
 
 
+@pytest.mark.parametrize("shape", [(100, 40), (40, 100), (61, 90), (30, 30), (33, 31)])
+def test_crop_keeps_the_middle_of_the_image_whose_shorter_side_fills_the_square(shape):
+    image, shorter = picture(*shape), min(shape)
+    out = Preprocessing(size=30, resize="crop").resized(image)
+    assert out.shape == (1, 30, 30)
+    inner = [round(side * 30 / shorter) for side in shape]
+    whole = interpolate(torch.from_numpy(image)[None, None], inner, mode="bilinear", antialias=True)[0]
+    top, left = (-((30 - side) // 2) for side in inner)
+    torch.testing.assert_close(out, whole[:, top : top + 30, left : left + 30], rtol=1e-4, atol=1e-4)
+
+
+def test_a_strip_is_squeezed_before_it_is_cropped():
+    pre = Preprocessing(size=30, resize="crop")
+    assert pre.inner_size(3, 90_000) == (30, 120)
+    assert pre.resized(picture(3, 900)).shape == (1, 30, 30)
+
+
+def test_equalized_levels_follow_the_images_own_histogram():
+    image = (picture(50, 70) ** 3 * 255).round() / 255  # 8 bits, mostly dark
+    found = Preprocessing(size=90, resize="fit", intensity="equalize")
+    found = found.resized(np.kron(image, np.ones((2, 2), np.float32))[:90, :90])[0].numpy()
+    levels = np.rint(np.kron(image, np.ones((2, 2)))[:90, :90] * 255).astype(int)
+    darkest = (levels == levels.min()).sum()
+    for y, x in [(0, 0), (13, 71), (89, 89), *np.argwhere(levels == levels.min())[:1]]:
+        wanted = ((levels <= levels[y, x]).sum() - darkest) / (levels.size - darkest)
+        assert found[y, x] == pytest.approx(wanted, abs=1e-6)
+    assert (found.min(), found.max()) == (0, 1)
+    assert abs(np.median(found) - 0.5) < 0.05 < abs(np.median(levels / 255) - 0.5)
+
+
+def test_an_image_of_one_level_survives_equalizing():
+    image = np.full((20, 30), 0.25, np.float32)
+    assert torch.equal(Preprocessing(size=10, intensity="equalize").resized(image), torch.full((1, 10, 10), 0.25))
+
+
 def test_channels_repeat_the_grey_image_and_are_normalised_apart():
     pre = Preprocessing(size=8, channels=3, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
     grey = pre.resized(picture())
@@ -97,7 +132,9 @@ def test_preprocessing_survives_json_and_its_digest_follows_every_field():
         Preprocessing(),
         Preprocessing(size=225),
         Preprocessing(resize="fit"),
+        Preprocessing(resize="crop"),
         Preprocessing(intensity="percentile"),
+        Preprocessing(intensity="equalize"),
         Preprocessing(channels=3, mean=(0.5,) * 3, std=(0.25,) * 3),
         Preprocessing(mean=(0.4,)),
         Preprocessing(std=(0.2,)),
