@@ -147,7 +147,7 @@ def test_preprocessing_survives_json_and_its_digest_follows_every_field():
     [
         {"size": 0},
         {"size": 2.5},
-        {"resize": "crop"},
+        {"resize": "zoom"},
         {"intensity": "log"},
         {"channels": 2},
         {"channels": 3},
