@@ -11,6 +11,7 @@ and steps AdamW:
   the published fusion module on 4 views, padding included.
 - efficient recompute: grey decoded by our reader, bfloat16 backbone, our packed fusion model.
 - cached: float16 maps read (each checked, nothing read ahead), our packed fusion model: one forward pass per step.
+- the last two again with the fusion model in bfloat16 too, as the recipe's mixed_precision has it.
 - cheap, at 512 px: as cached, with token_stride 4 as in fusion/configs/cxr_lt_2023_cheap.yaml: 16 tokens per view.
 - pooled, at 512 px: from a cache pooled 2 x 2, whose 8 x 8 positions are the 64 tokens per view; no convolution.
 
@@ -54,9 +55,14 @@ class Packed:
     """Our fusion model and its optimizer; a step takes the maps from wherever `source` finds them."""
 
     def __init__(
-        self, work: Work, source: Callable[[np.ndarray], Tensor], stride: Literal[1, 2, 4] = 2, pool: int = 1
+        self,
+        work: Work,
+        source: Callable[[np.ndarray], Tensor],
+        stride: Literal[1, 2, 4] = 2,
+        pool: int = 1,
+        bf16: bool = False,
     ) -> None:
-        self.work, self.source = work, source
+        self.work, self.source, self.bf16 = work, source, bf16
         torch.manual_seed(0)
         self.model = FusionModel(config_of("fusion", stride), work.caches[pool].identity.map_shape, NUM_CLASSES)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
@@ -64,7 +70,9 @@ class Packed:
     def step(self, step: int) -> float:
         """One training step; its loss."""
         one = self.work.one_pass(step)
-        logits = self.model(self.source(one.ordinals), one.view_types, one.slots, one.buckets)
+        maps = self.source(one.ordinals)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            logits = self.model(maps, one.view_types, one.slots, one.buckets).float()
         loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(self.work.groups.labels[one.groups]))
         loss.backward()
         self.optimizer.step()
@@ -116,6 +124,8 @@ def ways_of(work: Work) -> dict[str, Callable[[int], object]]:
         "recompute": Recompute(work).step,
         "efficient recompute": Packed(work, partial(recomputed, work, bf16=True)).step,
         "cached": Packed(work, partial(cached, work, 1)).step,
+        "efficient recompute bf16": Packed(work, partial(recomputed, work, bf16=True), bf16=True).step,
+        "cached bf16": Packed(work, partial(cached, work, 1), bf16=True).step,
     }
     if 2 in work.caches:
         ways["cheap"] = Packed(work, partial(cached, work, 1), stride=4).step
@@ -148,11 +158,13 @@ def ratios(size: int, seconds: dict[str, np.ndarray]) -> dict[str, float]:
     numbers = {}
     for name, values in seconds.items():
         against = " ".join(f"{np.median(other / values):6.2f} x {way}" for way, other in seconds.items())
-        print(f"{size} px  {name:<20}{np.median(values):8.3f} s per step  {against}")
+        print(f"{size} px  {name:<25}{np.median(values):8.3f} s per step  {against}")
         numbers[f"{name.replace(' ', '_')}_seconds_{size}"] = round(float(np.median(values)), 4)
     for way in ("recompute", "efficient recompute"):
         key = f"step_{size}_vs_{way.replace(' ', '_')}"
         numbers[key] = round(float(np.median(seconds[way] / seconds["cached"])), 2)
+    both = seconds["efficient recompute bf16"] / seconds["cached bf16"]
+    numbers[f"step_{size}_vs_efficient_recompute_bf16"] = round(float(np.median(both)), 2)
     for way in seconds.keys() & {"cheap", "pooled"}:
         numbers[f"{way}_step_{size}_vs_recompute"] = round(float(np.median(seconds["recompute"] / seconds[way])), 2)
     return numbers
