@@ -8,6 +8,7 @@ logit (at least 1), and the change of the mAP over groups. Ours must stay within
 """
 
 import argparse
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -71,8 +72,10 @@ def on_two_processes(run: FinishedRun, folder: Path) -> np.ndarray:
     shutil.rmtree(again, ignore_errors=True)
     shutil.copytree(folder, again, symlinks=True)
     (again / "fusion" / "logits_test.csv").unlink()
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "train_fusion.py"]
-    command(*launch, "--config", folder / "fusion" / "config.yaml", "--run_dir", again, threads=1)
+    os.environ["ACCELERATE_USE_CPU"] = "1"  # with --cpu, accelerate 1.15 would start one process
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
+    command(*launch, "train_fusion.py", "--config", folder / "fusion" / "config.yaml", "--run_dir", again, threads=1)
+    assert "stage two on 2 processes" in (again / "log.txt").read_text()
     _, values, _ = read_predictions(again / "fusion" / "logits_test.csv")
     return values[[rows[0] for rows in run.test.rows]]
 
