@@ -95,5 +95,7 @@ def _read_once(table: pd.DataFrame, workers: int, progress: bool) -> Thumbnails:
     """Thumbnails of all rows; a file named by several rows is read once."""
     numbers, files = pd.factorize(table["file"])
     once = read_thumbnails([Path(file) for file in files], workers, progress)
+    if len(files) == len(table):
+        return once
     content, reasons = ([values[number] for number in numbers] for values in (once.content, once.reasons))
     return Thumbnails(once.pixels[numbers], once.contrast[numbers], content, reasons)
