@@ -21,7 +21,7 @@ from data.audit.candidates import find_candidates
 from data.audit.duplicates import LOOKS_ALIKE, SAME_PICTURE, find_copies
 from data.audit.planting import KINDS, SOURCE, blends, plant
 from data.audit.scale import cropped, measure_scale
-from data.audit.sides import Collection, join
+from data.audit.sides import Collection, one_table
 from data.audit.thumbnails import equalised, read_thumbnails
 from data.manifest import Manifest, read_manifest
 from data.order import derive_seed
@@ -60,7 +60,7 @@ def measure_recall(manifest: Manifest, out_dir: Path, num_per_kind: int, seed: i
     Every other pair that was found counts as wrong; natural duplicates must be ruled out by eye.
     """
     planted = plant(manifest, out_dir, num_per_kind, seed)
-    table = join([Collection("real", manifest), Collection(SOURCE, planted)])
+    table = one_table([Collection("real", manifest), Collection(SOURCE, planted)])
     files = [Path(file) for file in table["file"]]
     copies = find_copies(read_thumbnails(files), files, ANY_SCORE)
     place = {name: number for number, name in enumerate(planted.images["image_id"])}

@@ -50,7 +50,7 @@ def measure_scale(pixels: UInt8[np.ndarray, "N S S"], folder: Path, count: int, 
     began, status = time.process_time(), 0
     with ExitStack() as patches:
         for module, name in STAGES:
-            patches.enter_context(patch.object(module, name, _timed(getattr(module, name), seconds)))
+            patches.enter_context(patch.object(module, name, _timed(name, getattr(module, name), seconds)))
         try:
             command.main([str(folder / "manifest.csv"), "--workers", "1"])
         except SystemExit as ended:
@@ -111,13 +111,13 @@ def _path(number: int) -> str:
     return f"{number // CHUNK:05d}/{number:06d}.jpg"
 
 
-def _timed(function: Callable[..., Any], seconds: dict[str, float]) -> Callable[..., Any]:
+def _timed(name: str, function: Callable[..., Any], seconds: dict[str, float]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
         began = time.process_time()
         try:
             return function(*arguments, **options)
         finally:
-            seconds[function.__name__] = time.process_time() - began
-            print(f"{function.__name__}: {seconds[function.__name__]:.0f} processor seconds", flush=True)
+            seconds[name] = time.process_time() - began
+            print(f"{name}: {seconds[name]:.0f} processor seconds", flush=True)
 
     return call
