@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from data.archives import ARCHIVES, archive_of
+from data.archives import ARCHIVES, archives_of, patient_names
 from data.errors import InputError
 from data.groups import group_images
 from data.label_maps import SPACES
@@ -48,17 +48,8 @@ def join(
     """
     if space not in SPACES:
         raise InputError(f"'{space}' is no label space; there are {', '.join(SPACES)}")
-    root = Path(os.path.commonpath([os.path.realpath(manifest.root) for manifest in manifests]))
-    table = pd.concat(
-        [
-            rebased(root, manifest).assign(set=name, archive=_archives(manifest.images["source"]))
-            for manifest, name in zip(manifests, names, strict=True)
-        ],
-        ignore_index=True,
-    )
     labels = np.concatenate([_in_space(manifest, name, space) for manifest, name in zip(manifests, names, strict=True)])
-    _refuse_unknown_twice(table)
-    table = _apart(table)
+    root, table = one_below_the_other(manifests, names)
     keep = _one_split(table, overlap)
     table, labels = _one_row_per_image(table[keep].reset_index(drop=True), labels[keep])
     rejected = tuple((_below(root, m, path), reason) for m in manifests for path, reason in m.rejected)
@@ -67,7 +58,26 @@ def join(
     return joined
 
 
-def rebased(root: Path, manifest: Manifest) -> pd.DataFrame:
+def one_below_the_other(manifests: Sequence[Manifest], names: Sequence[str]) -> tuple[Path, pd.DataFrame]:
+    """The folder that holds all images, and all rows with paths below it, and `set` and `archive`, ids told apart.
+
+    Args:
+        names: What to call each manifest; the column `set`.
+
+    Raises:
+        InputError: A source of no known archive in two manifests.
+    """
+    root = Path(os.path.commonpath([os.path.realpath(manifest.root) for manifest in manifests]))
+    parts = [
+        _rebased(root, manifest).assign(set=name, archive=archives_of(manifest.images["source"]))
+        for manifest, name in zip(manifests, names, strict=True)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    _refuse_unknown_twice(table)
+    return root, _apart(table)
+
+
+def _rebased(root: Path, manifest: Manifest) -> pd.DataFrame:
     """A manifest's images with their paths below another folder, which holds its own."""
     if os.path.realpath(manifest.root) == os.path.realpath(root):
         return manifest.images
@@ -78,10 +88,6 @@ def rebased(root: Path, manifest: Manifest) -> pd.DataFrame:
 def _below(root: Path, manifest: Manifest, path: str) -> str:
     prefix = os.path.relpath(os.path.realpath(manifest.root), os.path.realpath(root))
     return path if prefix == "." else f"{prefix}/{path}"
-
-
-def _archives(sources: pd.Series) -> pd.Series:
-    return sources.map({source: archive_of(source) for source in sources.unique()})
 
 
 def _in_space(manifest: Manifest, name: str, space: str) -> Float32[np.ndarray, "N C"]:
@@ -120,10 +126,7 @@ def _refuse_unknown_twice(table: pd.DataFrame) -> None:
 
 def _apart(table: pd.DataFrame) -> pd.DataFrame:
     """With ids that mean the same only if they are the same."""
-    table = table.copy()
-    nih = table["archive"] == "ChestX-ray14"
-    numbers = nih & table["patient_id"].str.fullmatch("[0-9]{1,8}")  # its table says 13 where its images say 00000013
-    table.loc[numbers, "patient_id"] = table.loc[numbers, "patient_id"].str.zfill(8)
+    table = table.assign(patient_id=patient_names(table["patient_id"], table["archive"]))
     taken: dict[str, set[str]] = {name: set() for name in IDS}
     for archive in table["archive"].unique():
         rows = table["archive"] == archive

@@ -12,6 +12,9 @@ from jaxtyping import Float32
 
 from data.errors import InputError
 
+ZERO_OR_ONE = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+"""What people write who leave nothing uncertain and nothing blank: `values` of `parse_labels`."""
+
 NUMBER = re.compile(r"[0-9.eE+-]+")  # float() alone also takes "nan", "1_0" and digits of other scripts
 
 

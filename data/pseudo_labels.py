@@ -9,19 +9,18 @@ Axes: **N** images, **C** classes, **K** findings of a joint label.
 """
 
 import difflib
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32
 
+from data.archives import ARCHIVES, archives_of, patient_names
 from data.errors import InputError
-from data.join import rebased
-from data.manifest import Manifest
+from data.join import one_below_the_other
+from data.manifest import MANIFEST_COLUMNS, Manifest
 
 DIGITS = 4
 """Decimals of a pseudo-label: no teacher is more precise, and the table stays readable."""
@@ -127,18 +126,23 @@ def join_manifests(own: Manifest, external: Manifest) -> Manifest:
 
     The image folder becomes the deepest one that holds both, and paths grow accordingly.
 
+    Ids mean the same within an archive only, as in `data.join`: an external id that is alike by chance gets its
+    archive's name in front. Where an archive is not known, a patient's id that is to be scored is refused all the same.
+
     Raises:
-        InputError: other classes, a source name in both sets, or an external training patient in one's own val or test.
+        InputError: other classes, a source in both sets that nothing tells apart, an image in both, or an external
+            training patient in one's own val or test.
     """
     if set(own.classes) != set(external.classes):
         unequal = sorted(set(own.classes) ^ set(external.classes))
         raise InputError(f"the manifest to join has other classes than the teacher: {', '.join(unequal)}")
     external = external.of_split("train")
-    _refuse_shared_ids(own, external)
-    root = Path(os.path.commonpath([os.path.realpath(own.root), os.path.realpath(external.root)]))
-    images = pd.concat([rebased(root, own), rebased(root, external)], ignore_index=True)
+    root, table = one_below_the_other([own, external], ["the manifest to join", "the external one"])
+    _refuse_shared_patients(own.images, external.images)
+    _refuse_shared_images(table[: len(own)], table[len(own) :])
     order = [external.classes.index(name) for name in own.classes]
-    return Manifest(images, np.concatenate([own.labels, external.labels[:, order]]), own.classes, root)
+    labels = np.concatenate([own.labels, external.labels[:, order]])
+    return Manifest(table[list(MANIFEST_COLUMNS)], labels, own.classes, root)
 
 
 def refuse_same_content(manifest: Manifest, content: Sequence[str]) -> None:
@@ -226,16 +230,27 @@ def _refuse_known_twice(images: pd.DataFrame, alone: np.ndarray, given: np.ndarr
         )
 
 
-def _refuse_shared_ids(own: Manifest, external: Manifest) -> None:
-    shared = sorted(set(own.images["source"]) & set(external.images["source"]))
-    if shared:
-        raise InputError(
-            f"both sets have the source '{shared[0]}', so nothing tells them apart; name one with --source"
-        )
-    held_out = own.images.loc[own.images["split"] != "train", "patient_id"]
-    leaks = sorted(set(external.images["patient_id"]) & set(held_out))
+def _refuse_shared_patients(own: pd.DataFrame, external: pd.DataFrame) -> None:
+    both = [
+        pd.DataFrame({"archive": archives, "patient_id": patient_names(images["patient_id"], archives)})
+        for images in (own[own["split"] != "train"], external)
+        for archives in [archives_of(images["source"])]
+    ]
+    pairs = both[0].drop_duplicates().merge(both[1].drop_duplicates(), on="patient_id")
+    apart = pairs["archive_x"] != pairs["archive_y"]
+    apart &= pairs["archive_x"].isin(list(ARCHIVES)) & pairs["archive_y"].isin(list(ARCHIVES))
+    leaks = sorted(set(pairs["patient_id"][~apart]))
     if leaks:
         raise InputError(
             f"{len(leaks)} patients of the external train split are in val or test of the manifest to join, first"
             f" {leaks[0]}; leave their images out, or, if the ids are alike by chance, give one set's a prefix"
+        )
+
+
+def _refuse_shared_images(own: pd.DataFrame, external: pd.DataFrame) -> None:
+    both = sorted(set(external["image_id"]) & set(own["image_id"]))
+    if both:
+        raise InputError(
+            f"{len(both)} images of the external train split are in the manifest to join, first {both[0]}; leave them"
+            " out, or make one row of each with prepare.py join"
         )

@@ -1,5 +1,10 @@
 """The five views, and how the spellings and codes of data sets and DICOM headers map onto them."""
 
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
 from data.errors import InputError
 
 VIEWS = ("PA", "AP", "LATERAL", "OTHER", "UNKNOWN")
@@ -86,6 +91,25 @@ DICOM_VIEW_CODES = {
     **dict.fromkeys(("399356000", "R-40985", "399038007", "R-10210", "399182000", "R-102C1"), "OTHER"),
     **dict.fromkeys(("399061009", "R-10241", "399110001", "R-102C2"), "OTHER"),  # axial (lordotic), tangential
 }
+
+
+def views_of(column: pd.Series, view_of: Callable[[str], str], where: str) -> pd.Series:
+    """View of each text of a column, by one of the functions below.
+
+    Args:
+        where: The table, to name in an error.
+
+    Raises:
+        InputError: A text that the data set does not have, named with its row.
+    """
+    views = {}
+    for text in column.unique():
+        try:
+            views[text] = view_of(text)
+        except InputError as error:
+            row = int(np.argmax(column == text))
+            raise InputError(f"{where}, row {row + 2}, column '{column.name}': {error}") from None
+    return column.map(views)
 
 
 def view_of_mimic(view_position: str) -> str:

@@ -19,11 +19,14 @@ from data.audit.measure import best_score
 from data.audit.page import html_page, markdown_page
 from data.audit.planting import KINDS, plant
 from data.audit.result import audit
-from data.audit.sides import Collection, join, overlaps
+from data.audit.scale import measure_scale
+from data.audit.sides import Collection, one_table, overlaps
 from data.audit.thumbnails import SIDE, Thumbnails, equalised, read_thumbnails, thumbnail, without_bars
 from data.files import sha256_file
 from data.manifest import MANIFEST_COLUMNS, Manifest, write_manifest
+from data.sources import vinbigdata, vindr
 from tests.make_data import make_manifest
+from tests.make_vindr import write_vinbigdata, write_vindr
 
 
 def picture(seed: int, height: int = 230, width: int = 210) -> np.ndarray:
@@ -65,7 +68,7 @@ def test_a_patient_of_a_pretraining_set_in_test_is_a_leak_found_by_name(two_sets
     assert [(overlap.name, overlap.leaks) for overlap in found.patients] == [("p4", True)]
     assert found.patients[0].places == {"a: test": 1, "b: pretraining": 1}
     assert found.num_leaks == 1
-    assert found.verdict == "1 patients on two sides"
+    assert found.verdict == "1 patient on two sides"
 
 
 def test_sides_that_do_not_overlap_are_no_leak(tmp_path, two_sets):
@@ -83,10 +86,29 @@ def test_ids_compare_within_an_archive_only(tmp_path):
     apart = collection(tmp_path / "c", ["m5", "m6"], ["17", "x"], ["train"] * 2, source="elsewhere", name="c")
     assert [archive_of(s) for s in ("nih_cxr14", "RSNA-2018", "elsewhere")] == ["ChestX-ray14"] * 2 + ["elsewhere"]
     assert archive_of("VinBigData") == archive_of("vindr_cxr") != archive_of("mimic") == archive_of("CXR-LT 2024")
-    assert [o.name for o in overlaps(join([one, other]), "patient_id") if o.leaks] == ["17", "18"]
+    assert [o.name for o in overlaps(one_table([one, other]), "patient_id") if o.leaks] == ["00000017", "00000018"]
     found = audit([one, apart], progress=False)
     assert found.num_leaks == 0
     assert [(s.kind, s.examples, s.count) for s in found.shared] == [("patient_id", ["17"], 1)]
+
+
+def test_two_forms_of_one_archive_overlap_by_name(tmp_path):
+    physionet, kaggle = vindr.read(write_vindr(tmp_path / "a")), vinbigdata.read(write_vinbigdata(tmp_path / "b"))
+    table = one_table([Collection("physionet", physionet), Collection("kaggle", kaggle, "pretraining")])
+    split = dict(zip(physionet.images["image_id"], physionet.images["split"], strict=True))
+    shared = set(split) & set(kaggle.images["image_id"])
+    assert len(shared) == 4
+    for column in ("image_id", "patient_id"):
+        found = overlaps(table, column)
+        assert {overlap.name for overlap in found} == shared
+        assert {overlap.name for overlap in found if overlap.leaks} == {
+            name for name in shared if split[name] != "train"
+        }
+    table_says = collection(tmp_path / "c", ["i1"], ["13"], ["test"], source="nih", pictures=False)
+    image_says = collection(tmp_path / "d", ["k2"], ["00000013"], ["train"], "rsna", "d", pictures=False)
+    assert [(o.name, o.leaks) for o in overlaps(one_table([table_says, image_says]), "patient_id")] == [
+        ("00000013", True)
+    ]
 
 
 def test_a_copy_of_a_training_picture_in_test_is_a_leak_whatever_its_name(two_sets, tmp_path):
@@ -101,7 +123,7 @@ def test_planted_copies_of_every_kind_are_found_and_nothing_else(tmp_path):
     N = 24
     real = collection(tmp_path / "a", [f"i{n}" for n in range(N)], [f"p{n}" for n in range(N)], ["train"] * N)
     planted = plant(real.manifest, tmp_path / "planted", N // len(KINDS), seed=0)
-    table = join([real, Collection("planted", planted)])
+    table = one_table([real, Collection("planted", planted)])
     files = [
         real.manifest.root / path if n < N else tmp_path / "planted" / path for n, path in enumerate(table["path"])
     ]
@@ -215,7 +237,7 @@ def test_the_command_writes_everything_and_ends_with_status_1_for_a_leak(two_set
     assert ended.value.code == 1
     out = capsys.readouterr()
     assert "leak: patient p4 of here: a: test, b: pretraining" in out.out
-    assert "error: 1 patients on two sides" in out.err
+    assert "error: 1 patient on two sides" in out.err
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"audit.html", "audit.md", "card_0.md", "card_1.md", "certificate.json", "copies.csv", "flags.csv",
                      "leaks.csv"}  # fmt: skip
@@ -228,6 +250,16 @@ def test_the_command_writes_everything_and_ends_with_status_1_for_a_leak(two_set
     page = (tmp_path / "out/audit.html").read_text()
     assert "p4" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_whole_command_finds_the_copies_among_made_up_pictures(tmp_path):
+    pixels = np.stack([thumbnail(picture(n) / np.float32(255)) for n in range(11)])
+    numbers = measure_scale(pixels, tmp_path, 50, seed=0)
+    assert {key: numbers[key] for key in ("images", "status", "planted", "planted_found", "others_found")} == {
+        "images": 50, "status": 1, "planted": 5, "planted_found": 5, "others_found": 0,
+    }  # fmt: skip
+    assert sum(numbers["by_stage"].values()) <= numbers["processor_seconds"] + 0.5  # each is rounded
+    assert len(pd.read_csv(tmp_path / "manifest.csv")) == 50
 
 
 def test_ids_cannot_write_markup_into_the_page(tmp_path):

@@ -6,7 +6,9 @@ import imagecodecs
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import extract.train
 from data.archives import archive_of
 from data.errors import InputError
 from data.join import join
@@ -14,6 +16,7 @@ from data.label_spaces import CXR_LT_2023_CLASSES, NIH_CHEST_XRAY14_CLASSES
 from data.manifest import MANIFEST_COLUMNS, Manifest, read_manifest, write_manifest
 from data.prepare import main
 from data.sources import vinbigdata, vindr
+from extract.losses import multilabel_loss
 from tests.launch import run
 from tests.make_vindr import write_vinbigdata, write_vindr
 
@@ -199,7 +202,7 @@ def three_miniatures(root: Path) -> list[Path]:
     return paths
 
 
-def test_stage_one_trains_on_three_joined_sets(tmp_path, capsys):
+def test_stage_one_trains_on_three_joined_sets_and_their_unknown_cells_add_nothing(tmp_path, capsys, monkeypatch):
     paths = three_miniatures(tmp_path)
     out = tmp_path / "run" / "manifest.csv"
     main(["join", "--manifests", *map(str, paths), "--classes", "cxr-lt-2023", "--out", str(out)])
@@ -208,8 +211,22 @@ def test_stage_one_trains_on_three_joined_sets(tmp_path, capsys):
     assert len(joined) == 12 + 12 + 5
     unknown = np.isnan(joined.of_split("train").labels)
     assert 0.2 < unknown.mean() < 0.6
+    steps = []
+
+    def watched(logits, targets, *others):
+        """The loss of the real step, whose gradient at every cell is written down."""
+        logits.register_hook(lambda gradient: steps.append((gradient.clone(), targets.clone())))
+        return multilabel_loss(logits, targets, *others)
+
+    monkeypatch.setattr(extract.train, "multilabel_loss", watched)
     run("extract", tmp_path / "run")
     assert (tmp_path / "run" / "stage_one" / "best" / "model.safetensors").exists()
+    gradients, targets = (torch.cat(parts).numpy() for parts in zip(*steps, strict=True))
+    seen = np.isnan(targets)
+    assert seen.sum() == unknown.sum()  # one epoch: every training image once
+    assert len(targets) == len(unknown)
+    assert (gradients[seen] == 0).all()
+    assert (gradients[~seen] != 0).mean() > 0.9
 
 
 def test_the_command_names_its_faults(tmp_path, capsys):

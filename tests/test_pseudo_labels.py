@@ -202,9 +202,25 @@ def test_a_training_patient_who_is_to_be_scored_is_refused(tmp_path, split):
         join_manifests(own, leaking)
 
 
+def test_patients_of_two_known_archives_are_not_the_same_though_their_ids_are(tmp_path):
+    own, external = joinable(tmp_path)
+    patient = own.of_split("test").images["patient_id"][0]
+    first = external.of_split("train").images["patient_id"][0]
+    names = external.images["patient_id"].replace({first: patient})
+    alike = Manifest(external.images.assign(patient_id=names, source="brax"), external.labels, CLASSES, external.root)
+    mimic = Manifest(own.images.assign(source="mimic_cxr_jpg"), own.labels, own.classes, own.root)
+    joined = join_manifests(mimic, alike)
+    assert joined.images["patient_id"].iloc[len(own)] == f"BRAX:{patient}"
+    assert joined.images["patient_id"].iloc[: len(own)].tolist() == own.images["patient_id"].tolist()
+    again = own.of_split("train").select(np.arange(2))
+    again = Manifest(again.images.assign(source="mimic_cxr"), again.labels, CLASSES, own.root)
+    with pytest.raises(InputError, match="2 images of the external train split are in the manifest to join, first"):
+        join_manifests(mimic, again)
+
+
 def test_sources_that_nothing_tells_apart_are_refused(tmp_path):
     own, external = joinable(tmp_path)
-    with pytest.raises(InputError, match=r"both sets have the source 'made up'.*--source"):
+    with pytest.raises(InputError, match=r"both have the source 'made up'.*--source"):
         join_manifests(own, Manifest(external.images.assign(source="made up"), external.labels, CLASSES, tmp_path))
 
 

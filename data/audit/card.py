@@ -5,7 +5,7 @@ from collections import Counter
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.audit.page import TEMPLATES, cell, shown_counts
-from data.audit.result import Audit
+from data.audit.result import Audit, counted
 from data.audit.sides import Collection
 from data.groups import group_images
 from data.manifest import SPLITS
@@ -25,9 +25,9 @@ def data_card(audit: Audit, collection: Collection) -> str:
         set=shown_counts(collection.name, audit.counts[collection.name]),
         sha256=collection.manifest.digest,
         sources=sorted(collection.manifest.images["source"].unique().tolist()),
-        policy=f"{conflicts} labels differ between images of one study" if conflicts else "",
+        policy=f"{counted(conflicts, 'label')} differ between images of one study" if conflicts else "",
         copies=sum(own[copy.first] and own[copy.second] for copy in audit.copies),
-        faults=[f"{number} images flagged {fault}" for fault, number in sorted(faults.items())],
+        faults=[f"{counted(number, 'image')} flagged {fault}" for fault, number in sorted(faults.items())],
         verdict=audit.verdict,
         splits=SPLITS,
         views=VIEWS,

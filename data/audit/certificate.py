@@ -7,15 +7,18 @@ import hashlib
 import json
 from typing import Any
 
+import pandas as pd
+
 from data.audit.result import Audit
 from data.audit.thumbnails import SIDE
+from data.manifest import SPLITS
 
 FORMAT = 1
 
 
 def certificate(audit: Audit) -> dict[str, Any]:
     """The certificate's content; its last entry, `digest`, is the SHA-256 of `digested_text` of the others."""
-    sides = audit.table.groupby("place", sort=False)
+    places = audit.table.groupby("place", sort=False)
     content = {
         "format": FORMAT,
         "verdict": "leaks" if audit.num_leaks else "no leak found",
@@ -31,10 +34,10 @@ def certificate(audit: Audit) -> dict[str, Any]:
         ],
         "sides": {
             place: {"images": len(rows), "patients": int(rows.groupby(["archive", "patient_id"]).ngroups)}
-            for place, rows in sides
+            for place, rows in sorted(places, key=lambda part: _order(audit, part[1]))
         },
-        "patients_on_two_sides": sum(overlap.leaks for overlap in audit.patients),
-        "image_ids_on_two_sides": sum(overlap.leaks for overlap in audit.images),
+        "patients_on_two_sides": audit.leaking_patients,
+        "image_ids_on_two_sides": audit.leaking_images,
         "pictures_on_two_sides": audit.leaking_pictures,
         "near_duplicate_pairs": len(audit.copies),
         "ids_shared_by_unrelated_archives": sum(shared.count for shared in audit.shared),
@@ -47,6 +50,12 @@ def certificate(audit: Audit) -> dict[str, Any]:
         },
     }
     return content | {"digest": hashlib.sha256(digested_text(content)).hexdigest()}
+
+
+def _order(audit: Audit, rows: pd.DataFrame) -> tuple[int, int]:
+    """Of a place: sets as they were named, in each train, val, test."""
+    names = [collection.name for collection in audit.collections]
+    return names.index(rows["set"].iat[0]), SPLITS.index(rows["side"].iat[0])
 
 
 def digested_text(content: dict[str, Any]) -> bytes:

@@ -50,7 +50,7 @@ def find_copies(
     """
     originals, copies = equal_files(thumbnails.content)
     rows = originals[thumbnails.contrast[originals] >= LEAST_CONTRAST]
-    pixels = thumbnails.pixels[rows]
+    pixels = thumbnails.pixels if len(rows) == len(thumbnails.pixels) else thumbnails.pixels[rows]
     if len(rows) > 1:
         pairs = find_candidates(pixels, progress)
         alignment = align(pixels, pairs, progress)

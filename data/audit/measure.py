@@ -9,21 +9,20 @@ Axes: **N** images, **S** side of a thumbnail, **K** pairs.
 import json
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
 from jsonargparse import ArgumentParser, Namespace
-from torch.nn import functional as F
 
 from data.audit.alignment import align
 from data.audit.candidates import find_candidates
 from data.audit.duplicates import LOOKS_ALIKE, SAME_PICTURE, find_copies
-from data.audit.planting import KINDS, SOURCE, plant
-from data.audit.sides import Collection, join
-from data.audit.thumbnails import SIDE, equalised, read_thumbnails
+from data.audit.planting import KINDS, SOURCE, blends, plant
+from data.audit.scale import cropped, measure_scale
+from data.audit.sides import Collection, one_table
+from data.audit.thumbnails import equalised, read_thumbnails
 from data.manifest import Manifest, read_manifest
 from data.order import derive_seed
 from data.runs import run_command
@@ -31,23 +30,28 @@ from data.runs import run_command
 ANY_SCORE = 1e-6
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line: `recall` or `speed`; prints one JSON line last."""
+def main(argv: Sequence[str] | None = None, keep: Callable[[str, dict], None] = lambda name, numbers: None) -> None:
+    """Run the command line: `recall`, `speed` or `scale`; prints one JSON line last.
+
+    Args:
+        keep: What is done with a result under `--out`: its name and numbers.
+    """
     parser = ArgumentParser(prog="measure_audit.py", description="Measure the search for near-duplicates.")
     subcommands = parser.add_subcommands(required=True)
-    for name, help_text in (("recall", "plant copies and look for them"), ("speed", "time made-up thumbnails")):
+    for name, (_, help_text) in MEASURES.items():
         part = ArgumentParser(description=help_text)
         part.add_argument("--manifest", type=Path, required=True, help="real images to copy or blend")
+        if name != "speed":
+            part.add_argument("--folder", type=Path, required=True, help="where pictures are written")
         if name == "recall":
-            part.add_argument("--out", type=Path, required=True, help="folder for the copies")
             part.add_argument("--per_kind", type=int, default=50, help="copies of each kind")
         else:
-            part.add_argument("--images", type=int, default=100_000, help="thumbnails to make up")
+            part.add_argument("--images", type=int, default=100_000, help="how many to make up")
         part.add_argument("--seed", type=int, default=0, help="of all draws")
+        part.add_argument("--out", action="store_true", help="keep the result under scripts/results/")
         subcommands.add_subcommand(name, part, help=help_text)
     options = parser.parse_args(argv)
-    measure = {"recall": _recall, "speed": _speed}[options.subcommand]
-    run_command(lambda: print(json.dumps(measure(options[options.subcommand]))))
+    run_command(lambda: _run(options.subcommand, options[options.subcommand], keep))
 
 
 def measure_recall(manifest: Manifest, out_dir: Path, num_per_kind: int, seed: int) -> dict:
@@ -56,7 +60,7 @@ def measure_recall(manifest: Manifest, out_dir: Path, num_per_kind: int, seed: i
     Every other pair that was found counts as wrong; natural duplicates must be ruled out by eye.
     """
     planted = plant(manifest, out_dir, num_per_kind, seed)
-    table = join([Collection("real", manifest), Collection(SOURCE, planted)])
+    table = one_table([Collection("real", manifest), Collection(SOURCE, planted)])
     files = [Path(file) for file in table["file"]]
     copies = find_copies(read_thumbnails(files), files, ANY_SCORE)
     place = {name: number for number, name in enumerate(planted.images["image_id"])}
@@ -97,39 +101,13 @@ def _judge(scores: dict[str, np.ndarray], others: np.ndarray, in_first: Bool[np.
     return result | {"lowest": {kind: np.sort(values)[:3].round(3).tolist() for kind, values in scores.items()}}
 
 
-def blends(pixels: UInt8[np.ndarray, "N S S"], count: int, seed: int) -> UInt8[np.ndarray, "K S S"]:
-    """Thumbnails that look like radiographs, no two alike: two real ones, each shifted and scaled, mixed."""
-    rng = np.random.default_rng(derive_seed("blends", seed))
-    made = np.empty((count, SIDE, SIDE), dtype=np.uint8)
-    for start in range(0, count, 500):
-        number = min(500, count - start)
-        parts = [_shifted(pixels[rng.integers(0, len(pixels), number)], rng) for _ in range(2)]
-        share = rng.uniform(0.3, 0.7, (number, 1, 1)).astype(np.float32)
-        mixed = share * parts[0] + (1 - share) * parts[1]
-        made[start : start + number] = [equalised(image) for image in mixed]
-    return made
-
-
-def _shifted(pixels: UInt8[np.ndarray, "N S S"], rng: np.random.Generator) -> Float[np.ndarray, "N S S"]:
-    scale, shift = rng.uniform(0.85, 1.0, (2, len(pixels))), rng.uniform(-0.1, 0.1, (2, len(pixels)))
-    theta = np.zeros((len(pixels), 2, 3), dtype=np.float32)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale[0], scale[1], shift.T
-    images = torch.from_numpy(pixels.astype(np.float32))[:, None]
-    places = F.affine_grid(torch.from_numpy(theta), list(images.shape), align_corners=False)
-    return F.grid_sample(images, places, padding_mode="reflection", align_corners=False)[:, 0].numpy()
-
-
 def measure_speed(pixels: UInt8[np.ndarray, "N S S"], count: int, seed: int) -> dict:
     """Search `count` made-up thumbnails, 200 of them cropped copies of others; seconds, processor time and memory."""
     made = blends(pixels, count, seed)
     num_copies = min(200, count // 10)
     rng = np.random.default_rng(derive_seed("speed", seed))
     for number in range(num_copies):  # the last ones become crops of the first ones
-        top, left = rng.integers(0, SIDE // 8, 2)
-        height, width = rng.integers(SIDE * 4 // 5, SIDE * 7 // 8 + 1, 2)
-        crop = torch.from_numpy(made[number, top : top + height, left : left + width].astype(np.float32))
-        crop = F.interpolate(crop[None, None], (SIDE, SIDE), mode="bilinear")[0, 0].numpy()
-        made[count - num_copies + number] = equalised(crop)
+        made[count - num_copies + number] = equalised(cropped(made[number], rng))
     timer, processor = time.monotonic(), time.process_time()
     pairs = find_candidates(made)
     searched = time.process_time()
@@ -153,10 +131,33 @@ def measure_speed(pixels: UInt8[np.ndarray, "N S S"], count: int, seed: int) -> 
 
 
 def _recall(options: Namespace) -> dict:
-    return measure_recall(read_manifest(options.manifest), options.out, options.per_kind, options.seed)
+    return measure_recall(read_manifest(options.manifest), options.folder, options.per_kind, options.seed)
 
 
 def _speed(options: Namespace) -> dict:
-    manifest = read_manifest(options.manifest)
+    return measure_speed(_thumbnails(options.manifest), options.images, options.seed)
+
+
+def _scale(options: Namespace) -> dict:
+    return measure_scale(_thumbnails(options.manifest), options.folder, options.images, options.seed)
+
+
+def _thumbnails(path: Path) -> UInt8[np.ndarray, "N S S"]:
+    """Those of a manifest's images that can be read."""
+    manifest = read_manifest(path)
     thumbnails = read_thumbnails([manifest.image_path(row) for row in range(len(manifest))])
-    return measure_speed(thumbnails.pixels[[not reason for reason in thumbnails.reasons]], options.images, options.seed)
+    return thumbnails.pixels[[not reason for reason in thumbnails.reasons]]
+
+
+MEASURES: dict[str, tuple[Callable[[Namespace], dict], str]] = {
+    "recall": (_recall, "plant copies and look for them"),
+    "speed": (_speed, "time the search among made-up thumbnails"),
+    "scale": (_scale, "time the whole command on made-up pictures"),
+}
+
+
+def _run(name: str, options: Namespace, keep: Callable[[str, dict], None]) -> None:
+    numbers = MEASURES[name][0](options)
+    if options.out:
+        keep(name, numbers)
+    print(json.dumps(numbers))

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data.audit.counts import Counts, absent_classes, pairs_of_classes
 from data.audit.duplicates import Copy
 from data.audit.pictures import picture
-from data.audit.result import Audit
+from data.audit.result import Audit, counted
 from data.manifest import SPLITS
 from data.views import VIEWS
 
@@ -37,11 +37,13 @@ def _render(name: str, audit: Audit, certificate: dict[str, Any], autoescape: bo
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = cell
+    environment.filters["counted"] = counted
     return environment.get_template(name).render(
         audit=audit,
         certificate=certificate,
         leaks=[overlap for overlap in (*audit.patients, *audit.images) if overlap.leaks],
         shared_by_sets=[overlap for overlap in audit.patients if not overlap.leaks and _sets(overlap.places) > 1],
+        tiles=_tiles(audit),
         pairs=[_pair(audit, copy, pictures) for copy in _leaking_first(audit)[:MOST_PAIRS]],
         flags=[_image(audit, flag.row, pictures) | flag._asdict() for flag in audit.flags[:MOST_FLAGS]],
         sets=[shown_counts(name, counts) for name, counts in audit.counts.items()],
@@ -50,6 +52,17 @@ def _render(name: str, audit: Audit, certificate: dict[str, Any], autoescape: bo
         most_rows=MOST_ROWS,
         most_ids=MOST_IDS,
     )
+
+
+def _tiles(audit: Audit) -> list[tuple[str, int, bool]]:
+    """What the page shows first: a name, a number, and whether the number is a leak."""
+    leaks = (
+        ("patients on two sides", audit.leaking_patients),
+        ("image ids on two sides", audit.leaking_images),
+        ("pictures on two sides", audit.leaking_pictures),
+    )
+    rest = (("near-duplicate pairs", len(audit.copies)), ("images to look at", len(audit.flags)))
+    return [*((name, number, number > 0) for name, number in leaks), *((name, number, False) for name, number in rest)]
 
 
 def _sets(places: dict[str, int]) -> int:

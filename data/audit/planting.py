@@ -1,6 +1,8 @@
 """Copies planted on purpose, to measure whether the audit finds them: flipped, cropped, re-encoded, relit.
 
-Axes: **H W** rows and columns, **h w** of a copy.
+And thumbnails made up from real ones, as many as are wanted, to measure how long it takes.
+
+Axes: **H W** rows and columns, **h w** of a copy; **N** thumbnails, **S** side of one, **K** made-up ones.
 """
 
 from pathlib import Path
@@ -8,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from torch.nn import functional as F
 
+from data.audit.thumbnails import SIDE, equalised
 from data.errors import InputError
 from data.images import read_image
 from data.manifest import Manifest, write_manifest
@@ -18,6 +22,9 @@ from data.resize import resize
 
 KINDS = ("flip", "crop", "encoding", "brightness")
 SOURCE = "planted"
+GRAIN = (
+    25  # standard deviation of 255: two blends of one image are then no more alike than two radiographs of a patient
+)
 
 
 def plant(manifest: Manifest, out_dir: Path, num_per_kind: int, seed: int = 0) -> Manifest:
@@ -84,3 +91,31 @@ def _smaller(image: Float[np.ndarray, "H W"], scale: float) -> Float[np.ndarray,
 def _relit(image: Float[np.ndarray, "H W"], rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
     """Another gamma (0.5 to 2), contrast (0.6 to 1.2) and brightness (up to 0.15); clipped at black and white."""
     return rng.uniform(0.6, 1.2) * image ** (2 ** rng.uniform(-1, 1)) + rng.uniform(-0.15, 0.15)
+
+
+def blends(pixels: UInt8[np.ndarray, "N S S"], count: int, seed: int) -> UInt8[np.ndarray, "K S S"]:
+    """Thumbnails that look like radiographs, no two alike: two real ones, each shifted and scaled, mixed, and grain."""
+    rng = np.random.default_rng(derive_seed("blends", seed))
+    made = np.empty((count, SIDE, SIDE), dtype=np.uint8)
+    for start in range(0, count, 500):
+        number = min(500, count - start)
+        parts = [_shifted(pixels[rng.integers(0, len(pixels), number)], rng) for _ in range(2)]
+        share = rng.uniform(0.35, 0.65, (number, 1, 1)).astype(np.float32)
+        mixed = share * parts[0] + (1 - share) * parts[1] + GRAIN * _grain(number, rng)
+        made[start : start + number] = [equalised(image) for image in mixed]
+    return made
+
+
+def _shifted(pixels: UInt8[np.ndarray, "N S S"], rng: np.random.Generator) -> Float[np.ndarray, "N S S"]:
+    scale, shift = rng.uniform(0.85, 1.0, (2, len(pixels))), rng.uniform(-0.1, 0.1, (2, len(pixels)))
+    theta = np.zeros((len(pixels), 2, 3), dtype=np.float32)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale[0], scale[1], shift.T
+    images = torch.from_numpy(pixels.astype(np.float32))[:, None]
+    places = F.affine_grid(torch.from_numpy(theta), list(images.shape), align_corners=False)
+    return F.grid_sample(images, places, padding_mode="reflection", align_corners=False)[:, 0].numpy()
+
+
+def _grain(number: int, rng: np.random.Generator) -> Float[np.ndarray, "N S S"]:
+    """Smooth noise of two sizes, standard deviation about 1."""
+    fields = [torch.from_numpy(rng.standard_normal((number, 1, side, side), dtype=np.float32)) for side in (8, 32)]
+    return sum(F.interpolate(field, (SIDE, SIDE), mode="bilinear")[:, 0].numpy() for field in fields)

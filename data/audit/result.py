@@ -8,7 +8,7 @@ import pandas as pd
 from data.audit.appearance import Flag, flag_images
 from data.audit.counts import Counts, count
 from data.audit.duplicates import SAME_PICTURE, Copy, find_copies, groups_of
-from data.audit.sides import Collection, Overlap, SharedIds, join, overlaps, shared_ids
+from data.audit.sides import Collection, Overlap, SharedIds, one_table, overlaps, shared_ids
 from data.audit.thumbnails import Thumbnails, read_thumbnails
 from data.errors import InputError
 
@@ -34,8 +34,17 @@ class Audit:
     @property
     def num_leaks(self) -> int:
         """Patients, images and pictures on two sides."""
-        leaking = [overlap for overlap in (*self.patients, *self.images) if overlap.leaks]
-        return len(leaking) + self.leaking_pictures
+        return self.leaking_patients + self.leaking_images + self.leaking_pictures
+
+    @property
+    def leaking_patients(self) -> int:
+        """Patients on two sides."""
+        return sum(overlap.leaks for overlap in self.patients)
+
+    @property
+    def leaking_images(self) -> int:
+        """Image ids on two sides."""
+        return sum(overlap.leaks for overlap in self.images)
 
     @property
     def verdict(self) -> str:
@@ -43,11 +52,16 @@ class Audit:
         if not self.num_leaks:
             return "no leak found"
         numbers = {
-            "patients": sum(overlap.leaks for overlap in self.patients),
-            "image ids": sum(overlap.leaks for overlap in self.images),
-            "pictures": self.leaking_pictures,
+            "patient": self.leaking_patients,
+            "image id": self.leaking_images,
+            "picture": self.leaking_pictures,
         }
-        return ", ".join(f"{number} {what}" for what, number in numbers.items() if number) + " on two sides"
+        return ", ".join(counted(number, what) for what, number in numbers.items() if number) + " on two sides"
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 patient", "2,000 patients"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def audit(
@@ -64,7 +78,7 @@ def audit(
     """
     if not 0 < least_score <= 1:
         raise InputError(f"--least_score must be above 0 and at most 1, got {least_score}")
-    table = join(collections)
+    table = one_table(collections)
     thumbnails = _read_once(table, workers, progress)
     if all(thumbnails.reasons):
         raise InputError(
@@ -95,5 +109,7 @@ def _read_once(table: pd.DataFrame, workers: int, progress: bool) -> Thumbnails:
     """Thumbnails of all rows; a file named by several rows is read once."""
     numbers, files = pd.factorize(table["file"])
     once = read_thumbnails([Path(file) for file in files], workers, progress)
+    if len(files) == len(table):
+        return once
     content, reasons = ([values[number] for number in numbers] for values in (once.content, once.reasons))
     return Thumbnails(once.pixels[numbers], once.contrast[numbers], content, reasons)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from data.archives import archive_of
+from data.archives import archives_of, patient_names
 from data.manifest import Manifest
 
 LEARNED = "train"
@@ -44,17 +44,19 @@ class SharedIds(NamedTuple):
     count: int
 
 
-def join(collections: Sequence[Collection]) -> pd.DataFrame:
+def one_table(collections: Sequence[Collection]) -> pd.DataFrame:
     """One row per image of all manifests: the manifests' columns, `set`, `side`, `archive`, `place` and `file`."""
     parts = []
     for collection in collections:
         images = collection.manifest.images
+        archives = archives_of(images["source"])
         learned = collection.role == "pretraining"
         place = collection.name + ": " + (images["split"] if not learned else "pretraining")
         columns = {
             "set": collection.name,
             "side": images["split"] if not learned else LEARNED,
-            "archive": images["source"].map({source: archive_of(source) for source in images["source"].unique()}),
+            "archive": archives,
+            "patient_id": patient_names(images["patient_id"], archives),
             "place": place,
             "file": [str(collection.manifest.root / path) for path in images["path"]],
         }

@@ -22,12 +22,14 @@ import pandas as pd
 from data.errors import InputError
 from data.label_spaces import BRAX_CLASSES
 from data.manifest import MANIFEST_COLUMNS, Manifest, check_manifest
+from data.sources.release import compare_with_release, find_table
 from data.sources.report_labels import NotMentioned, UncertainRule, parse_report_labels
 from data.sources.table import agree_within_studies, split_by_patient
 from data.tables import read_table
-from data.views import view_of_brax
+from data.views import view_of_brax, views_of
 
 TABLES = ("master_spreadsheet_update.csv", "master_spreadsheet.csv")
+NUM_IMAGES = 40_967
 FORMS = {
     "png": ("PngPath", r"images/(?:[^/]+/)*[^/]+\.png"),
     "dicom": ("DicomPath", r"Anonymized_DICOMs/(?:[^/]+/)*[^/]+\.dcm"),
@@ -64,10 +66,11 @@ def read(
         InputError: A missing folder or file, a value that BRAX is not known to have, a fault in the table.
     """
     images = Path(images)
-    path = Path(table) if table else _find(images)
+    path = Path(table) if table else find_table(images, TABLES[0], "--images", *TABLES[1:])
     column, pattern = FORMS[form]
     ids = ("PatientID", "AccessionNumber", "ViewPosition", column)
     frame = read_table(path, required=(*ids, *BRAX_CLASSES), only_required=True, unnamed=True)
+    compare_with_release(str(path), "BRAX", len(frame), NUM_IMAGES)
     _check_paths(frame[column], pattern, path)
     if not (images / frame[column].iat[0].split("/")[0]).is_dir():
         raise InputError(
@@ -78,7 +81,7 @@ def read(
             "image_id": frame[column].str.rsplit("/", n=1).str[1].str.rsplit(".", n=1).str[0],
             "study_id": frame["PatientID"] + "_" + frame["AccessionNumber"],
             "patient_id": frame["PatientID"],
-            "view": _views(frame["ViewPosition"], path),
+            "view": views_of(frame["ViewPosition"], view_of_brax, str(path)),
             "path": frame[column],
             "split": "train",
             "source": "brax",
@@ -90,15 +93,6 @@ def read(
     _refuse_empty(frame, ids, path)
     check_manifest(manifest, str(path))
     return split_by_patient(agree_within_studies(manifest, study_labels), val_fraction, test_fraction, seed)
-
-
-def _find(images: Path) -> Path:
-    for name in TABLES:
-        if (images / name).is_file():
-            return images / name
-    raise InputError(
-        f"{images / TABLES[0]}: no such file; --images wants BRAX's folder, or name the table with --table"
-    )
 
 
 def _check_paths(column: pd.Series, pattern: str, path: Path) -> None:
@@ -115,14 +109,3 @@ def _refuse_empty(frame: pd.DataFrame, names: tuple[str, ...], path: Path) -> No
         empty = frame[name] == ""
         if name != "ViewPosition" and empty.any():
             raise InputError(f"{path}, row {int(np.argmax(empty)) + 2}: {name} is empty")
-
-
-def _views(column: pd.Series, path: Path) -> pd.Series:
-    views = {}
-    for text in column.unique():
-        try:
-            views[text] = view_of_brax(text)
-        except InputError as error:
-            row = int(np.argmax(column == text))
-            raise InputError(f"{path}, row {row + 2}, column 'ViewPosition': {error}") from None
-    return column.map(views)

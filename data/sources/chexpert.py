@@ -20,7 +20,7 @@ import pandas as pd
 from data.errors import InputError
 from data.groups import group_images
 from data.label_spaces import CHEXPERT_CLASSES, CHEXPERT_POSITIVES, CHEXPERT_TRAIN_IMAGES
-from data.labels import parse_labels
+from data.labels import ZERO_OR_ONE, parse_labels
 from data.manifest import MANIFEST_COLUMNS, SPLITS, Manifest, check_manifest
 from data.sources.chexpert_tables import (
     check_image_folder,
@@ -31,7 +31,7 @@ from data.sources.chexpert_tables import (
 )
 from data.sources.release import compare_with_release, find_table
 from data.sources.report_labels import NotMentioned, UncertainRule, parse_report_labels
-from data.sources.table import join, validate_by_patient
+from data.sources.table import stacked, validate_by_patient
 from data.tables import read_table, require_columns
 
 TRAIN_TABLES = {
@@ -42,7 +42,6 @@ TRAIN_TABLES = {
 VIEW_COLUMNS = ("Frontal/Lateral", "AP/PA")
 VALID_IMAGES = 234
 TEST_ROWS = {"Path": 668, "Study": 500}
-RADIOLOGISTS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}  # they left nothing uncertain and nothing blank
 
 
 def read(
@@ -94,7 +93,7 @@ def read(
 
 def finish(parts: list[Manifest], where: str, val_fraction: float, seed: int) -> Manifest:
     """The parts as one manifest: checked, with images to validate on, whose labels are 0, 1 or unknown."""
-    manifest = join(parts)
+    manifest = stacked(parts)
     check_manifest(manifest, where)
     try:
         group_images(manifest, "study")
@@ -123,7 +122,7 @@ def read_radiologists(path: Path, images: Path, folder: Literal["valid", "test"]
     require_columns(path, list(frame.columns), [by])
     published = VALID_IMAGES if folder == "valid" else TEST_ROWS[by]
     compare_with_release(where, "CheXpert", len(frame), published, unit="studies" if by == "Study" else "images")
-    labels = parse_labels(frame, CHEXPERT_CLASSES, where, RADIOLOGISTS)
+    labels = parse_labels(frame, CHEXPERT_CLASSES, where, ZERO_OR_ONE)
     if by == "Study":
         frame = images_of_studies(frame.assign(row=range(len(frame))), images, where)
         labels = labels[frame["row"].to_numpy()]

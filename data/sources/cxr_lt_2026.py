@@ -14,7 +14,6 @@ out), the layout of the test table of task 2, and how its images from NIH ChestX
 """
 
 import logging
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -27,9 +26,12 @@ from data.label_spaces import CXR_LT_2026_CLASSES, CXR_LT_2026_UNSEEN_CLASSES
 from data.labels import parse_labels
 from data.manifest import MANIFEST_COLUMNS, SPLITS, Manifest, check_manifest
 from data.sources.cxr_lt_tables import LABEL_VALUES
-from data.sources.padchest import image_paths, read_metadata, views
+from data.sources.nih_tables import NAME as NIH_NAME
+from data.sources.padchest import image_paths, read_metadata
+from data.sources.release import find_table
 from data.sources.table import agree_within_studies, validate_by_patient
 from data.tables import read_table
+from data.views import view_of_padchest, views_of
 
 TRAINING, REMOVAL = "CXRLT_2026_training.csv", "Removal.csv"
 TESTS = {1: "CXRLT_2026_TEST_ALL_TASK1.csv", 2: "CXRLT_2026_TEST_ALL_TASK2.csv"}
@@ -37,8 +39,6 @@ CLASSES = {1: CXR_LT_2026_CLASSES, 2: CXR_LT_2026_UNSEEN_CLASSES}
 KEYS = ("ImageID", "StudyDate_DICOM", "PatientID")
 TRAINING_IMAGES = 142_928  # all of PadChest without Removal.csv: 160,861 - 17,933
 ROUNDING = 0.006  # of three digits: 1.00E+38 may stand for anything from 0.995 to 1.005
-
-NIH_IMAGE = re.compile(r"([0-9]{8})_[0-9]{3}\.png")  # patient and follow-up number
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +72,12 @@ def read(
             that differs from what is known of it, a fault in a table.
     """
     images, labels, padchest = Path(images), Path(labels), Path(padchest)
-    metadata = read_metadata(padchest).set_index("ImageID")
+    metadata = read_metadata(padchest)
+    metadata = metadata.assign(view=views_of(metadata["Projection"], view_of_padchest, str(padchest)))
+    metadata = metadata.set_index("ImageID")
     if not metadata.index.is_unique:
         raise InputError(f"{padchest}: ImageID '{metadata.index[metadata.index.duplicated()][0]}' occurs twice")
-    test = _with_metadata(_read_test(_find(labels, TESTS[task]), task), metadata, padchest, task)
+    test = _with_metadata(_read_test(find_table(labels, TESTS[task], "--labels"), task), metadata, padchest, task)
     parts = {"test": test}
     if task == 1:
         train = _with_metadata(_read_training(labels), metadata, padchest, task)
@@ -86,16 +88,9 @@ def read(
     return validate_by_patient(manifest, val_fraction, seed) if task == 1 else manifest
 
 
-def _find(labels: Path, name: str) -> Path:
-    for path in (labels / name, labels / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise InputError(f"{labels / name}: no such file; --labels wants the folder with the CXR-LT 2026 tables")
-
-
 def _read_training(labels: Path) -> pd.DataFrame:
     """The training table, without the rows of Removal.csv."""
-    path = _find(labels, TRAINING)
+    path = find_table(labels, TRAINING, "--labels")
     frame = read_table(path)
     wanted = (*KEYS, *CXR_LT_2026_CLASSES)
     missing = [f"'{name}'" for name in wanted if name not in frame]
@@ -105,7 +100,7 @@ def _read_training(labels: Path) -> pd.DataFrame:
             f"{path}, row 1: {', '.join(KEYS)} and the 30 classes of CXR-LT 2026 are wanted;"
             f" missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
         )
-    removal = _find(labels, REMOVAL)
+    removal = find_table(labels, REMOVAL, "--labels")
     removed = frame["ImageID"].isin(read_table(removal, required=KEYS)["ImageID"])
     if removed.all():
         raise InputError(f"{path}: every image is in {removal}; nothing is left")
@@ -139,7 +134,7 @@ def _with_place(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 def _with_metadata(frame: pd.DataFrame, metadata: pd.DataFrame, padchest: Path, task: int) -> pd.DataFrame:
     """With patient, study, view and path by PadChest's table, or by the name of an NIH image in task 2."""
     found = frame["ImageID"].isin(metadata.index)
-    nih = frame["ImageID"].str.fullmatch(NIH_IMAGE.pattern) & ~found
+    nih = frame["ImageID"].str.fullmatch(NIH_NAME.pattern) & ~found
     bad = ~found & ~(nih & (task == 2))
     if bad.any():
         first = int(np.argmax(bad))
@@ -154,7 +149,7 @@ def _with_metadata(frame: pd.DataFrame, metadata: pd.DataFrame, padchest: Path, 
     return frame.assign(
         patient_id=own["PatientID"].where(found, stem.str[:8]),
         study_id=own["StudyID"].where(found, stem),
-        view=views(own["Projection"].where(found, "UNK"), str(padchest)),
+        view=own["view"].where(found, "UNKNOWN"),
         folder=own["ImageDir"],
         source=pd.Series("cxr_lt_2026", frame.index).where(found, "cxr_lt_2026_nih"),
     )

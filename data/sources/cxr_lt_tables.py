@@ -15,16 +15,16 @@ import pandas as pd
 
 from data.errors import InputError
 from data.groups import group_images
-from data.labels import parse_labels
+from data.labels import ZERO_OR_ONE, parse_labels
 from data.manifest import MANIFEST_COLUMNS, SPLITS, Manifest, check_manifest
 from data.sources.mimic_layout import check_image_folder, check_paths, mimic_views, plain_study_ids
 from data.sources.release import compare_with_release
-from data.sources.table import join, validate_by_patient
+from data.sources.table import stacked, validate_by_patient
 from data.tables import read_table
 
 REQUIRED = ("dicom_id", "subject_id", "study_id", "ViewPosition")
 METADATA = (*REQUIRED, "ViewCodeSequence_CodeMeaning", "path", "fpath")
-LABEL_VALUES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "": np.nan}
+LABEL_VALUES = ZERO_OR_ONE | {"": np.nan}
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def read_challenge(
     parts = _without_overlap(parts, paths, overlap)
     if "val" not in parts:
         parts["train"] = validate_by_patient(parts["train"], val_fraction, seed)
-    manifest = join([parts[split] for split in SPLITS if split in parts])
+    manifest = stacked([parts[split] for split in SPLITS if split in parts])
     check_manifest(manifest, str(labels))
     try:
         group_images(manifest, "study")

@@ -9,11 +9,10 @@ writes an `s` before the study's digits, MIMIC does not; it is dropped.
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from data.errors import InputError
-from data.views import view_of_mimic, view_of_mimic_meaning
+from data.views import view_of_mimic, view_of_mimic_meaning, views_of
 
 TABLE_NAMES = {"image_id": "dicom_id", "study_id": "study_id", "patient_id": "subject_id"}
 STUDY_PREFIX = re.compile(r"^s(?=\d+$)")
@@ -90,14 +89,7 @@ def mimic_views(frame: pd.DataFrame, where: str) -> pd.Series:
     Raises:
         InputError: A ViewPosition that MIMIC-CXR does not have, named with its row.
     """
-    positions, views = frame["ViewPosition"], {}
-    for text in positions.unique():
-        try:
-            views[text] = view_of_mimic(text)
-        except InputError as error:
-            row = int(np.argmax(positions == text))
-            raise InputError(f"{where}, row {row + 2}, column 'ViewPosition': {error}") from None
-    found = positions.map(views)
+    found = views_of(frame["ViewPosition"], view_of_mimic, where)
     if "ViewCodeSequence_CodeMeaning" not in frame:
         return found
     meanings = frame["ViewCodeSequence_CodeMeaning"]

@@ -8,22 +8,20 @@ and is not that of ChestX-ray14: a model trained on one has seen test images of 
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from data.errors import InputError
 from data.label_spaces import NIH_CXR_LT_CLASSES
-from data.labels import parse_labels
+from data.labels import ZERO_OR_ONE, parse_labels
 from data.manifest import MANIFEST_COLUMNS, Manifest, check_manifest
-from data.sources.nih_tables import image_places, patients_of, read_entries
+from data.sources.nih_tables import image_places, patients_of, views_by_name
 from data.sources.release import compare_with_release, find_table
-from data.sources.table import join
+from data.sources.table import stacked
 from data.tables import read_table
 
 FILE = "miccai2023_nih-cxr-lt_labels_{}.csv"
 # The first is what the other two leave of all 112,120 images, as the paper says; its table itself was not seen.
 IMAGES = {"train": 78_506, "val": 12_533, "test": 21_081}
-VALUES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 
 
 def read(images: Path, labels: Path, entries: Path | None = None) -> Manifest:
@@ -40,11 +38,11 @@ def read(images: Path, labels: Path, entries: Path | None = None) -> Manifest:
     """
     images, labels = Path(images), Path(labels)
     parts = [_read_part(find_table(labels, FILE.format(split), "--labels"), split, images) for split in IMAGES]
-    manifest = join(parts)
+    manifest = stacked(parts)
     places = image_places(images, manifest.images["image_id"], str(labels))
     rows = manifest.images.assign(path=pd.array(places, dtype="str"))
     if entries:
-        rows = rows.assign(view=_views(rows["image_id"], Path(entries), str(labels)))
+        rows = rows.assign(view=views_by_name(rows["image_id"], Path(entries), str(labels)))
     manifest = Manifest(rows, manifest.labels, manifest.classes, images)
     check_manifest(manifest, str(labels))
     return manifest
@@ -66,17 +64,6 @@ def _read_part(path: Path, split: str, images: Path) -> Manifest:
         "source": "nih_cxr_lt",
     }
     rows = pd.DataFrame(columns, dtype="str")[list(MANIFEST_COLUMNS)]
-    manifest = Manifest(rows, parse_labels(frame, NIH_CXR_LT_CLASSES, where, VALUES), NIH_CXR_LT_CLASSES, images)
+    manifest = Manifest(rows, parse_labels(frame, NIH_CXR_LT_CLASSES, where, ZERO_OR_ONE), NIH_CXR_LT_CLASSES, images)
     check_manifest(manifest, where)
     return manifest
-
-
-def _views(ids: pd.Series, entries: Path, where: str) -> pd.Series:
-    """View of each image, from ChestX-ray14's table."""
-    rows, _ = read_entries(entries)
-    places = pd.Index(rows["image_id"]).get_indexer(ids)
-    if (places < 0).any():
-        raise InputError(
-            f"{where}: {(places < 0).sum()} images are not in {entries}, first {ids.iat[int(np.argmin(places))]}"
-        )
-    return rows["view"].iloc[places].reset_index(drop=True)

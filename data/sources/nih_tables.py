@@ -13,10 +13,10 @@ import pandas as pd
 from data.errors import InputError
 from data.label_spaces import NIH_CHEST_XRAY14_CLASSES
 from data.tables import MAX_LINE, read_table
-from data.views import view_of_nih
+from data.views import view_of_nih, views_of
 
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "View Position")
-NAME = re.compile(r"(\d{8})_\d{3}\.png", re.ASCII)
+NAME = re.compile(r"([0-9]{8})_[0-9]{3}\.png")  # patient and running number
 BOX_COLUMNS = ("Bbox [x", "y", "w", "h]")  # one name with commas in it, to a reader of CSV four
 BOX_LABELS = {"Infiltrate": "Infiltration"}  # where the table of boxes spells a finding unlike that of the labels
 IMAGE_SIDE = 1024
@@ -35,19 +35,30 @@ def read_entries(path: Path) -> tuple[pd.DataFrame, pd.Series]:
     """
     frame = read_table(path, required=COLUMNS, only_required=True, blank_end=True)
     patients = patients_of(frame["Image Index"], frame["Patient ID"], str(path))
-    views = {}
-    for text in frame["View Position"].unique():
-        try:
-            views[text] = view_of_nih(text)
-        except InputError as error:
-            row = int(np.argmax(frame["View Position"] == text))
-            raise InputError(f"{path}, row {row + 2}: {error}") from None
     columns = {
         "image_id": frame["Image Index"],
         "patient_id": patients,
-        "view": frame["View Position"].map(views),
+        "view": views_of(frame["View Position"], view_of_nih, str(path)),
     }
     return pd.DataFrame(columns, dtype="str"), frame["Finding Labels"]
+
+
+def views_by_name(names: pd.Series, entries: Path, where: str) -> pd.Series:
+    """View of each image, from the table of images.
+
+    Args:
+        where: Whose names they are, for the error.
+
+    Raises:
+        InputError: A fault of the table, or an image that it does not have.
+    """
+    rows, _ = read_entries(entries)
+    places = pd.Index(rows["image_id"]).get_indexer(names)
+    if (places < 0).any():
+        raise InputError(
+            f"{where}: {(places < 0).sum()} images are not in {entries}, first {names.iat[int(np.argmin(places))]}"
+        )
+    return rows["view"].iloc[places].reset_index(drop=True)
 
 
 def patients_of(names: pd.Series, ids: pd.Series, where: str) -> list[str]:

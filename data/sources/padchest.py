@@ -30,7 +30,7 @@ from data.manifest import MANIFEST_COLUMNS, Manifest, check_manifest
 from data.sources.padchest_labels import PADCHEST_CLASSES, PADCHEST_LABELS, UNINFORMATIVE
 from data.sources.table import agree_within_studies, frequent_classes, split_by_patient
 from data.tables import read_table
-from data.views import view_of_padchest
+from data.views import view_of_padchest, views_of
 
 METADATA = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection")
 SOURCES = {"Physician": "padchest_physician", "RNN_model": "padchest_rnn"}  # MethodLabel, its two values
@@ -83,7 +83,7 @@ def read(
         "image_id": frame["ImageID"],
         "study_id": frame["StudyID"],
         "patient_id": frame["PatientID"],
-        "view": views(frame["Projection"], where),
+        "view": views_of(frame["Projection"], view_of_padchest, where),
         "path": image_paths(images, frame["ImageDir"], frame["ImageID"], where),
         "split": "train",
         "source": frame["MethodLabel"].map(SOURCES),
@@ -112,14 +112,6 @@ def read_metadata(table: Path, more: tuple[str, ...] = ()) -> pd.DataFrame:
                 f" another program may have rounded the column: use the table as it was downloaded"
             )
     return frame
-
-
-def views(projections: pd.Series, where: str) -> pd.Series:
-    """View of each `Projection`."""
-    try:
-        return projections.map({text: view_of_padchest(text) for text in projections.unique()})
-    except InputError as error:
-        raise InputError(f"{where}, column 'Projection': {error}") from None
 
 
 def image_paths(images: Path, folders: pd.Series, names: pd.Series, where: str) -> pd.Series:

@@ -13,7 +13,6 @@ sets share. The 3,000 test images have no public labels and are left out; boxes 
 """
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,8 @@ import pandas as pd
 from data.errors import InputError
 from data.label_spaces import RSNA_CLASSES
 from data.manifest import MANIFEST_COLUMNS, Manifest, check_manifest
-from data.sources.cxr_lt_2026 import NIH_IMAGE
+from data.sources.nih_tables import NAME, read_list, views_by_name
+from data.sources.release import compare_with_release
 from data.sources.table import split_by_patient, validate_by_patient
 from data.tables import read_table
 
@@ -30,7 +30,7 @@ FOLDER = "stage_2_train_images"
 DETAILS, BOXES = "stage_2_detailed_class_info.csv", "stage_2_train_labels.csv"
 LABELS = {"Lung Opacity": (1.0, 0.0), "No Lung Opacity / Not Normal": (0.0, 0.0), "Normal": (0.0, 1.0)}
 TARGETS = {"Lung Opacity": "1", "No Lung Opacity / Not Normal": "0", "Normal": "0"}
-NIH_VIEWS = ("PA", "AP")  # `View Position` of ChestX-ray14, both values
+NUM_IMAGES = 26_684
 
 
 def read(
@@ -64,12 +64,13 @@ def read(
     if not (images / FOLDER).is_dir():
         raise InputError(f"{images / FOLDER}: no such folder; --images wants the one that holds {FOLDER}/")
     classes = _classes(folder)
+    compare_with_release(str(folder / DETAILS), "RSNA", len(classes), NUM_IMAGES)
     names = _nih_names(classes.index, Path(mapping))
     columns = {
         "image_id": names,
         "study_id": names,  # ChestX-ray14 has no study ids either
         "patient_id": names.str[:8],
-        "view": _views(names, nih_table),
+        "view": views_by_name(names, Path(nih_table), str(mapping)) if nih_table else "UNKNOWN",
         "path": [f"{FOLDER}/{name}.dcm" for name in classes.index],
         "split": "train",
         "source": "rsna",
@@ -126,7 +127,7 @@ def _nih_names(image_ids: pd.Index, path: Path) -> pd.Series:
             f" ({type(error).__name__}: {error})"
         ) from None
     found = pd.Series([names.get(image_id, "") for image_id in image_ids], dtype="str")
-    wrong = ~found.map(lambda name: NIH_IMAGE.fullmatch(name) is not None).astype(bool)
+    wrong = ~found.map(lambda name: NAME.fullmatch(name) is not None).astype(bool)
     if wrong.any():
         first = int(np.argmax(wrong))
         raise InputError(
@@ -136,28 +137,9 @@ def _nih_names(image_ids: pd.Index, path: Path) -> pd.Series:
     return found
 
 
-def _views(names: pd.Series, table: Path | None) -> pd.Series | str:
-    if table is None:
-        return "UNKNOWN"
-    frame = read_table(Path(table), required=("Image Index", "View Position"), only_required=True, unnamed=True)
-    views = names.map(frame.drop_duplicates("Image Index").set_index("Image Index")["View Position"])
-    wrong = ~views.isin(NIH_VIEWS)
-    if wrong.any():
-        raise InputError(
-            f"{table}: View Position of {names[wrong].iat[0]} should be PA or AP, got '{views[wrong].iat[0]}'"
-        )
-    return views
-
-
 def _with_test(manifest: Manifest, path: Path) -> Manifest:
     """With the images of ChestX-ray14's test list in test."""
-    try:
-        listed = set(path.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); --nih_test_list wants test_list.txt") from None
-    strange = next((name for name in sorted(listed) if not re.fullmatch(NIH_IMAGE, name)), None)
-    if strange is not None:
-        raise InputError(f"{path}: '{strange[:60]}' is no image of ChestX-ray14 (00012345_000.png)")
+    listed = read_list(path)
     split = manifest.images["split"].where(~manifest.images["image_id"].isin(listed), "test")
     tested = Manifest(manifest.images.assign(split=split), manifest.labels, manifest.classes, manifest.root)
     check_manifest(tested, str(path))  # the list splits by patient

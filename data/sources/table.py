@@ -183,7 +183,7 @@ def validate_by_patient(manifest: Manifest, val_fraction: float, seed: int) -> M
     return replace(manifest, images=manifest.images.assign(split=pd.array(split.tolist(), dtype="str")))
 
 
-def join(parts: Sequence[Manifest]) -> Manifest:
+def stacked(parts: Sequence[Manifest]) -> Manifest:
     """The rows of several manifests with the same classes and root, one after the other."""
     images = pd.concat([part.images for part in parts], ignore_index=True)
     rejected = tuple(entry for part in parts for entry in part.rejected)

@@ -19,8 +19,9 @@ from data.errors import InputError
 from data.ids import check_form
 from data.label_spaces import VINBIGDATA_CLASSES
 from data.manifest import Manifest, check_manifest
+from data.sources.release import compare_with_release
 from data.sources.table import split_by_patient
-from data.sources.vindr import EXAMPLE, IMAGE_ID, check_image_folder, check_readers, image_rows
+from data.sources.vindr import EXAMPLE, IMAGE_ID, IMAGES, check_image_folder, check_readers, image_rows
 from data.sources.votes import NUM_READERS, Votes, combine
 from data.tables import read_table
 
@@ -58,6 +59,7 @@ def read(
     _check_classes(table, path)
     codes, names = pd.factorize(table["image_id"])
     image_ids = pd.Index(names)
+    compare_with_release(str(path), "VinBigData", len(image_ids), IMAGES["train"])
     values = combine(_votes(table, codes, image_ids, path), VINBIGDATA_CLASSES.index("No finding"), votes)
     rows = image_rows(pd.Series(image_ids), "train", "train", "vinbigdata").astype("str")
     manifest = Manifest(rows, values, VINBIGDATA_CLASSES, images)

@@ -20,18 +20,18 @@ from jaxtyping import Float32
 from data.errors import InputError
 from data.ids import check_form
 from data.label_spaces import VINDR_CLASSES
-from data.labels import parse_labels
+from data.labels import ZERO_OR_ONE, parse_labels
 from data.manifest import MANIFEST_COLUMNS, Manifest, check_manifest
-from data.sources.cxr_lt_tables import LABEL_VALUES
+from data.sources.release import compare_with_release
 from data.sources.table import validate_by_patient
 from data.sources.votes import NUM_READERS, Votes, combine
 from data.tables import read_table
 
 TABLES = {"train": "image_labels_train.csv", "test": "image_labels_test.csv"}
+IMAGES = {"train": 15_000, "test": 3_000}
 OTHER = {"Other disease": "Other diseases"}  # the test table's name: the training table's
 IMAGE_ID = re.compile("[0-9a-f]{32}")
 EXAMPLE = "0123456789abcdef0123456789abcdef"
-VALUES = {text: value for text, value in LABEL_VALUES.items() if text}  # readers leave nothing blank
 
 
 def read(
@@ -85,13 +85,14 @@ def _part(images: Path, path: Path, split: str, votes: Votes) -> tuple[pd.DataFr
     table = table.rename(columns={name: ours for name, ours in OTHER.items() if ours not in table})
     _check_columns(table, path)
     check_form(table["image_id"], IMAGE_ID, EXAMPLE, str(path))
-    values = parse_labels(table, VINDR_CLASSES, str(path), VALUES)
+    values = parse_labels(table, VINDR_CLASSES, str(path), ZERO_OR_ONE)
     if split == "train":
         codes, image_ids = _readers(table, path)
         order = np.argsort(codes, kind="stable").reshape(-1, NUM_READERS)
         values = combine(values[order], VINDR_CLASSES.index("No finding"), votes)
     else:
         image_ids = table["image_id"]
+    compare_with_release(str(path), "VinDr-CXR", len(values), IMAGES[split])
     return image_rows(pd.Series(image_ids), split, split, "vindr"), values
 
 
