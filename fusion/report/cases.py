@@ -14,7 +14,7 @@ from data.errors import InputError
 from data.groups import group_images
 from data.images import ImageError, read_image
 from data.manifest import Manifest
-from data.metrics import hard_labels
+from data.metrics import POSITIVE_ABOVE, hard_labels
 from data.views import VIEWS
 from fusion.explain import heat_maps, heat_methods, to_pixels
 from fusion.grouping import GroupSet, make_groups
@@ -49,29 +49,43 @@ def cases(run: Run, count: int) -> dict[str, Any]:
         return {"missing": f"Cases need the predictions: {error}."}
     part, groups = trained.groups_of_split("test")
     place = {group_id: g for g, group_id in enumerate(groups.ids)}
-    best, worst = choose(scored, np.array([len(groups.rows[place[i]]) if i in place else 0 for i in scored.ids]), count)
+    views = np.array([len(groups.rows[place[i]]) if i in place else 0 for i in scored.ids], dtype=int)
+    best, worst, all_right = choose(scored, views, count)
     finder = Neighbours(trained, groups)
     shown = {
         kind: [case(trained, part, groups, scored, row, place[scored.ids[row]], finder) for row in rows]
         for kind, rows in (("best", best), ("worst", worst))
     }
-    return {"missing": None, "note": finder.note, "by": run.by, **shown}
+    return {"missing": None, "note": finder.note, "all_right": all_right, **shown}
 
 
-def choose(scored: Scored, num_views: Int[np.ndarray, "G"], count: int) -> tuple[list[int], list[int]]:
-    """Rows of the smallest and of the largest mean squared distance between probability and label.
+def choose(scored: Scored, num_views: Int[np.ndarray, "G"], count: int) -> tuple[list[int], list[int], bool]:
+    """Rows of the best and of the worst groups, and whether the best ones are right in every class.
 
-    Among groups with a finding; with several views, where there are enough of these.
+    Among groups with a finding; with several views, where there are enough of these. Best: every known label on its
+    side of 0.5, those with most findings first (groups without any are the easiest and teach little), or else of the
+    smallest mean squared distance between probability and label. Worst: of the largest.
     """
+    probabilities = scored.methods["fusion"]
     known, positive = hard_labels(scored.labels)
-    squares = np.where(known, (scored.methods["fusion"] - positive) ** 2, 0.0).sum(axis=1)
-    errors = squares / np.maximum(known.sum(axis=1), 1)
+    errors = squared_errors(probabilities, scored.labels)
+    right = (((probabilities > POSITIVE_ABOVE) == positive) | ~known).all(axis=1)
     seen = positive.any(axis=1) & (num_views > 0)
     several = seen & (num_views > 1)
     rows = np.flatnonzero(several if several.sum() >= 2 * count else seen)
     order = rows[np.argsort(errors[rows], kind="stable")]
     half = min(count, len(order) // 2)
-    return order[:half].tolist(), order[::-1][:half].tolist()
+    worst = order[::-1][:half].tolist()
+    whole = order[right[order]]
+    if len(whole) < half:
+        return order[:half].tolist(), worst, False
+    return whole[np.argsort(-positive[whole].sum(axis=1), kind="stable")][:half].tolist(), worst, True
+
+
+def squared_errors(probabilities: Float[np.ndarray, "G C"], labels: Float[np.ndarray, "G C"]) -> Float[np.ndarray, "G"]:
+    """Mean over the known labels of a group of the squared distance of their probability."""
+    known, positive = hard_labels(labels)
+    return np.where(known, (probabilities - positive) ** 2, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
 
 
 def case(
@@ -94,7 +108,7 @@ def case(
     return {
         "id": groups.ids[number],
         "views": len(groups.rows[number]),
-        "error": float(np.where(known, (probabilities - positive) ** 2, 0.0).sum() / max(known.sum(), 1)),
+        "error": float(squared_errors(probabilities[None], labels[None])[0]),
         "classes": [class_line(names[c], probabilities[c], labels[c]) for c in listed.tolist()],
         "heat_class": names[target],
         "pictures": pictures(trained, part, groups, number, target),
@@ -106,7 +120,7 @@ def case(
 def class_line(name: str, probability: float, label: float) -> dict[str, Any]:
     """A class, its probability, and whether it is there."""
     truth = "unknown" if np.isnan(label) else "present" if label > 0.5 else "absent"
-    wrong = truth != "unknown" and (probability > 0.5) != (truth == "present")
+    wrong = truth != "unknown" and (probability > POSITIVE_ABOVE) != (truth == "present")
     return {"name": name, "probability": float(probability), "truth": truth, "wrong": wrong}
 
 

@@ -102,5 +102,5 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     step = next(
         size * 10.0**power for power in range(-6, 12) for size in (1, 2, 5) if span / (size * 10.0**power) <= most
     )
-    first = np.ceil(low / step - 1e-9)
-    return [float(round(step * k, 10)) for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+    first = np.ceil(low / step - 1e-9) + 0.0
+    return [float(round(step * k, 10)) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]

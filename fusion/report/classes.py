@@ -19,6 +19,7 @@ from data.metrics import (
     roc_curve,
 )
 from data.predictions import read_predictions
+from data.strict_json import read_json
 from fusion.evaluate.svg import drawing
 from fusion.report.charts import Plot, thinned
 from fusion.report.source import Run
@@ -153,7 +154,15 @@ def reliability(run: Run) -> dict[str, Any]:
         }
         for name, values in sets.items()
     }
-    return {"missing": None, "sets": rows, "classes": int(judged.sum()), "calibrated": calibrated is not None}
+    report = run.folder / "calibration_report.json"
+    method = read_json(report, "run scripts/calibrate.py again").get("method") if report.is_file() else None
+    return {
+        "missing": None,
+        "sets": rows,
+        "classes": int(judged.sum()),
+        "calibrated": calibrated is not None,
+        "method": method if calibrated is not None else None,
+    }
 
 
 def calibrated_groups(run: Run, ids: list[str]) -> Float[np.ndarray, "G C"] | None:

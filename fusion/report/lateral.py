@@ -12,9 +12,10 @@ from markupsafe import Markup
 from data.order import derive_seed
 from data.strict_json import read_json
 from data.views import VIEWS
-from fusion.evaluate.svg import drawing
+from fusion.evaluate.svg import drawing, text
 from fusion.explanation import baseline_logits, group_shares
 from fusion.grouping import GroupSet
+from fusion.report.charts import Plot, ticks
 from fusion.report.source import Run
 from fusion.trained import TrainedFusion
 
@@ -22,7 +23,7 @@ MOST_GROUPS = 150
 """Groups asked about: a few hundredths of a second each."""
 
 KINDS = {"frontal": ("PA", "AP"), "lateral": ("LATERAL",), "other": ("OTHER", "UNKNOWN")}
-WIDTH = 230.0
+WIDTH, HEIGHT = 230.0, 26.0
 
 
 def lateral(run: Run, most: int = MOST_GROUPS) -> dict[str, Any]:
@@ -41,14 +42,15 @@ def lateral(run: Run, most: int = MOST_GROUPS) -> dict[str, Any]:
         row = class_row(name, shares[:, :, c], labels[:, c])
         if row:
             rows.append(row)
-    ends = [abs(value) for row in rows for side in ("present", "absent") for value in row[side].values() if value]
-    limit = max(ends, default=1.0) * 1.05
+    ends = [value for row in rows for side in ("present", "absent") for value in row[side].values()]
+    low, high = 1.06 * min(0.0, *ends), 1.06 * max(0.5, *ends)
+    plot = Plot(x=(low, high), width=WIDTH, height=HEIGHT, left=4, right=4, bottom=0, top=0)
     for row in rows:
-        row["picture"] = picture(row, limit)
+        row["picture"] = picture(row, plot)
     rows.sort(key=lambda row: -(row["present"]["lateral"]))
     others = any(row["present"]["other"] for row in rows)
     counts = {"rows": rows, "asked": len(chosen), "both": len(both), "all": len(groups), "others": others}
-    return {"missing": None, "limit": limit, "scale": scale(limit), **counts}
+    return {"missing": None, "scale": scale(plot), **counts}
 
 
 def kind_of(view_type: int) -> str:
@@ -86,32 +88,27 @@ def class_row(name: str, shares: Float[np.ndarray, "G 3"], labels: Float[np.ndar
     return {"name": name, "positives": int(present.sum()), **means}
 
 
-def picture(row: dict[str, Any], limit: float) -> Markup:
+def picture(row: dict[str, Any], plot: Plot) -> Markup:
     """Shares around 0: bars where the finding is present, ticks where it is absent; frontal above lateral."""
-    middle = WIDTH / 2
-    marks = Markup('<line class="zero" x1="{0:g}" x2="{0:g}" y1="0" y2="26"/>').format(middle)
+    zero = plot.across(0)
+    marks = Markup('<line class="zero" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1:g}"/>').format(zero, HEIGHT)
     for y, kind in ((3.0, "frontal"), (14.0, "lateral")):
-        value = row["present"][kind] / limit * (middle - 3)
+        end, away = plot.across(row["present"][kind]), plot.across(row["absent"][kind])
         marks += Markup('<rect class="{}" x="{:.1f}" y="{:g}" width="{:.1f}" height="9" rx="1.5"/>').format(
-            kind, min(middle, middle + value), y, abs(value)
+            kind, min(zero, end), y, abs(end - zero)
         )
-        away = middle + row["absent"][kind] / limit * (middle - 3)
         marks += Markup('<line class="{} away" x1="{:.1f}" x2="{:.1f}" y1="{:g}" y2="{:g}"/>').format(
             kind, away, away, y - 0.5, y + 9.5
         )
     said = f"present: frontal {row['present']['frontal']:+.2f}, lateral {row['present']['lateral']:+.2f}"
-    return drawing(marks, WIDTH, 26.0, "bar shares", said)
+    return drawing(marks, WIDTH, HEIGHT, "bar shares", said)
 
 
-def scale(limit: float) -> Markup:
+def scale(plot: Plot) -> Markup:
     """The numbers above the bars."""
-    step = 1.0 if limit < 3 else 2.0
-    middle = WIDTH / 2
     marks = Markup()
-    for value in np.arange(-np.floor(limit / step) * step, limit, step).tolist():
-        marks += Markup('<text x="{:.1f}" y="11" text-anchor="middle">{}</text>').format(
-            middle + value / limit * (middle - 3), f"{value:+g}" if value else "0"
-        )
+    for value in ticks(*plot.x, most=6):
+        marks += text(plot.across(value), 11.0, f"{value:+g}" if value else "0", "middle")
     return drawing(marks, WIDTH, 14.0, "bar shares", "scale in logits")
 
 

@@ -11,7 +11,7 @@ for (const film of document.querySelectorAll(".film")) {
     for (const bar of bars) {
       const value = bar.dataset.values.split(",")[at];
       bar.querySelector("b").textContent = Number(value).toFixed(2);
-      bar.querySelector("i").style.width = 100 * value + "%";
+      bar.querySelector(".level i").style.width = 100 * value + "%";
     }
     for (const svg of cursors) {
       const box = svg.parentElement.dataset, share = at / (frames.length - 1);

@@ -208,8 +208,8 @@ def chart(
     name: str, steps: list[float], values: Float[np.ndarray, "K S"], clean: Float[np.ndarray, "S"]
 ) -> dict[str, Any]:
     """Probability over the journey by each model; dots at the end: the same chest without the body."""
-    plot = Plot(x=(0.0, 1.06), height=190.0, top=18.0, bottom=18.0)
-    marks = plot.axes([], [0, 0.25, 0.5, 0.75, 1], "", f"probability of {name}")
+    plot = Plot(x=(0.0, 1.06), height=150.0, top=10.0, bottom=10.0)
+    marks = plot.axes([], [0, 0.5, 1])
     for s, model in enumerate(MODELS):
         marks += plot.line(steps, values[:, s], f"model-{model}")
         marks += plot.dot(1.045, float(clean[s]), f"model-{model}", f"without it, {MODELS[model]}: {clean[s]:.3f}")
