@@ -1,4 +1,4 @@
-"""The embedded default from nothing to a submission and a report: phantom, both stages, study and patient level, with times.
+"""The embedded default from nothing to submission and report: phantom, both stages, study and patient level, times.
 
 python scripts/demo.py
 """

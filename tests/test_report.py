@@ -4,7 +4,6 @@ import html
 import json
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -28,7 +27,7 @@ from fusion.report.command import main
 from fusion.report.lateral import class_row, sampled
 from fusion.report.scrub import ask, behind_the_heart, into_the_lung, own_backbone
 from fusion.report.source import Scored, open_run, open_runs
-from tests.launch import ROOT, run
+from tests.launch import run
 from tests.make_data import CLASSES, make_manifest, write_images
 
 HOSTILE = "<script>alert('{}')</script>"
@@ -149,7 +148,7 @@ def test_parts_that_are_there_are_shown_and_a_certificate_of_another_manifest_is
     (copy / "audit").mkdir()
     certificate = {"verdict": "no leak found", "manifests": [{"sha256": "0"}], "digest": "x"}
     (copy / "audit" / "certificate.json").write_text(json.dumps(certificate))
-    text = written(copy)
+    text = written(copy, "--cases", 0, "--out", tmp_path / "more.html")
     assert "Calibrated: ECE" in text
     assert "0.432 [0.400, 0.500]" in text
     assert "does not match its own digest" in text
@@ -166,12 +165,12 @@ def test_several_runs_stand_side_by_side_under_names_of_their_own(finished, tmp_
         open_runs([finished, finished])
 
 
-def test_a_folder_that_is_no_run_is_one_line(tmp_path, finished):
-    script = [sys.executable, str(ROOT / "scripts" / "report.py")]
-    done = subprocess.run([*script, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "no finished run here" in done.stderr
+def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        main([str(tmp_path)])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no finished run here" in error
     (tmp_path / "metrics.json").write_text('{"val": {}}')
     with pytest.raises(InputError, match="holds no scores"):
         open_run(tmp_path)

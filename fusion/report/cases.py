@@ -109,7 +109,7 @@ def case(
         "id": groups.ids[number],
         "views": len(groups.rows[number]),
         "error": float(squared_errors(probabilities[None], labels[None])[0]),
-        "classes": [class_line(names[c], probabilities[c], labels[c]) for c in listed.tolist()],
+        "classes": [class_line(names[c], float(probabilities[c]), float(labels[c])) for c in listed.tolist()],
         "heat_class": names[target],
         "pictures": pictures(trained, part, groups, number, target),
         "similar": finder(number),
@@ -121,7 +121,7 @@ def class_line(name: str, probability: float, label: float) -> dict[str, Any]:
     """A class, its probability, and whether it is there."""
     truth = "unknown" if np.isnan(label) else "present" if label > 0.5 else "absent"
     wrong = truth != "unknown" and (probability > POSITIVE_ABOVE) != (truth == "present")
-    return {"name": name, "probability": float(probability), "truth": truth, "wrong": wrong}
+    return {"name": name, "probability": probability, "truth": truth, "wrong": wrong}
 
 
 def pictures(

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from fusion.evaluate.svg import drawing, text
 
+Number = float | int
 MOST_POINTS = 72
 """Points kept of a curve: more cannot be seen at this size."""
 
@@ -20,26 +21,26 @@ MOST_POINTS = 72
 class Plot:
     """A plot area with linear scales; `x` and `y` are the values at its ends."""
 
-    x: tuple[float, float] = (0.0, 1.0)
-    y: tuple[float, float] = (0.0, 1.0)
+    x: tuple[Number, Number] = (0.0, 1.0)
+    y: tuple[Number, Number] = (0.0, 1.0)
     width: float = 330.0
     height: float = 210.0
-    left: float = 36.0
-    bottom: float = 34.0
-    right: float = 10.0
-    top: float = 10.0
+    left: Number = 36.0
+    bottom: Number = 34.0
+    right: Number = 10.0
+    top: Number = 10.0
 
-    def across(self, value: float) -> float:
+    def across(self, value: Number) -> float:
         """Where a value of x lies."""
         low, high = self.x
         return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
 
-    def up(self, value: float) -> float:
+    def up(self, value: Number) -> float:
         """Where a value of y lies."""
         low, high = self.y
         return self.height - self.bottom - (value - low) / (high - low) * (self.height - self.bottom - self.top)
 
-    def line(self, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, css: str) -> Markup:
+    def line(self, x: Sequence[Number] | np.ndarray, y: Sequence[Number] | np.ndarray, css: str) -> Markup:
         """A line through points; undefined ones are left out."""
         points = [
             f"{self.across(float(a)):.1f},{self.up(float(b)):.1f}"
@@ -48,21 +49,23 @@ class Plot:
         ]
         return Markup('<polyline class="{}" points="{}"/>').format(css, " ".join(points)) if points else Markup()
 
-    def dot(self, x: float, y: float, css: str, title: str = "", radius: float = 3.2) -> Markup:
+    def dot(self, x: Number, y: Number, css: str, title: str = "", radius: float = 3.2) -> Markup:
         """A point with words that show when it is pointed at."""
         said = Markup("<title>{}</title>").format(title) if title else Markup()
         return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{:g}">{}</circle>').format(
             css, self.across(x), self.up(y), radius, said
         )
 
-    def bar(self, x: float, wide: float, y: float, css: str) -> Markup:
+    def bar(self, x: Number, wide: Number, y: Number, css: str) -> Markup:
         """A bar from the bottom up to y, `wide` in units of x."""
         left, right, top = self.across(x), self.across(x + wide), self.up(y)
         return Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
             css, left, top, max(right - left - 0.8, 0.4), max(self.height - self.bottom - top, 0)
         )
 
-    def axes(self, x_ticks: Iterable[float], y_ticks: Iterable[float], x_label: str = "", y_label: str = "") -> Markup:
+    def axes(
+        self, x_ticks: Iterable[Number], y_ticks: Iterable[Number], x_label: str = "", y_label: str = ""
+    ) -> Markup:
         """Ticks with numbers, grid lines at the ticks of y, and what the axes mean."""
         base, right, marks = self.height - self.bottom, self.width - self.right, Markup()
         for value in y_ticks:
@@ -96,7 +99,7 @@ def thinned(
     return x[kept], y[kept]
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
+def ticks(low: Number, high: Number, most: int = 5) -> list[float]:
     """Round numbers between two values, at most `most` + 1 of them."""
     span = max(high - low, 1e-9)
     step = next(

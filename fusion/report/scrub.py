@@ -5,7 +5,8 @@ run's backbone as any image does, and the fusion model is asked three times: abo
 Two journeys, each with a body that the phantom's classes know: one that only the lateral shows, and one that neither
 view can name alone.
 
-Axes: **K** steps, **N** images, **H W D** map, **S** subsets of the two views, **C** classes.
+Axes: **K** steps, **N** images, **H W D** map, **S** subsets of the two views, **C** classes,
+**P R** rows and columns of a picture.
 """
 
 from collections.abc import Callable
@@ -176,7 +177,7 @@ def film(journey: Journey, trained: TrainedFusion, backbone: Backbone, size: int
 
 @torch.inference_mode()
 def ask(
-    trained: TrainedFusion, backbone: Backbone, pictures: list[Float[np.ndarray, "P P"]]
+    trained: TrainedFusion, backbone: Backbone, pictures: list[Float[np.ndarray, "_P _R"]]
 ) -> Float[np.ndarray, "K S C"]:
     """Probabilities of pairs of pictures, a frontal and a lateral by turns: by both views, by each alone."""
     eight_bit = [np.rint(255 * picture).astype(np.float32) / 255 for picture in pictures]  # as the files hold them
