@@ -102,6 +102,19 @@ def roc_curve(
     return missed / missed[-1], found / found[-1]
 
 
+def precision_recall_curve(
+    scores: Float[np.ndarray, "N"], targets: Float[np.ndarray, "N"]
+) -> tuple[Float[np.ndarray, "K"], Float[np.ndarray, "K"]]:
+    """Recall and precision down to each distinct score, best first; ends at recall 1.
+
+    Empty for a class without positives; `average_precision` sums precision over the steps of recall. Errors as there.
+    """
+    found, retrieved = _known_curve(scores, targets, None)
+    if not len(found) or not found[-1]:
+        return np.empty(0), np.empty(0)
+    return found / found[-1], found / retrieved
+
+
 def per_class(scores: Float[np.ndarray, "N C"], targets: Float[np.ndarray, "N C"]) -> PerClass:
     """Average precision and AUROC of each class from one sort; errors as in `average_precision`."""
     known, positive = _checked(scores, targets)

@@ -5,6 +5,7 @@ one patient bootstrap, so differences are paired. G groups, N images, C classes.
 """
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -119,12 +120,11 @@ def gate_lines(
 def say_next(config: FusionConfig, log: Log) -> None:
     """The last lines of stage two: where the result is, and the next command."""
     out_dir = config.run_dir / config.name
+    log(f"upload {out_dir / 'submission.zip'}")
     if config.grouping.by == "study":
         options = f"--config {out_dir / 'config.yaml'} --grouping.by patient --name {config.name}_patient"
-        log(f"upload {out_dir / 'submission.zip'}, or fuse by patient")
-        log(f"next: accelerate launch train_fusion.py {options}")
-    else:
-        log(f"next: compare {out_dir / 'table.txt'} with the other runs in {config.run_dir}")
+        log(f"or fuse by patient: accelerate launch train_fusion.py {options}")
+    log(f"next: python scripts/report.py {shlex.quote(str(config.run_dir if config.name == 'fusion' else out_dir))}")
 
 
 def in_row_order(values: Float[np.ndarray, "N C"], groups: GroupSet) -> Float[np.ndarray, "N C"]:

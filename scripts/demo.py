@@ -1,4 +1,4 @@
-"""The embedded default from nothing to a submission: phantom, both stages, study and patient level, with times.
+"""The embedded default from nothing to submission and report: phantom, both stages, study and patient level, times.
 
 python scripts/demo.py
 """
@@ -16,6 +16,7 @@ STEPS = {
     "stage one and cache": [*LAUNCH, "extract.py"],
     "stage two, by study": [*LAUNCH, "train_fusion.py"],
     "stage two, by patient": [*LAUNCH, "train_fusion.py", "--config", "fusion/configs/demo_patient.yaml"],
+    "report": [sys.executable, "scripts/report.py", "runs/demo", "runs/demo/fusion_patient"],
 }
 
 
@@ -32,9 +33,7 @@ def main() -> None:
     print("\n== times")
     for name, spent in [*seconds.items(), ("all", sum(seconds.values()))]:
         print(f"{name:<24}{spent:7.0f} s")
-    print(
-        "\nnext: look at runs/demo/stage_one/batch_0.jpg, runs/demo/fusion/progress.png and runs/demo/fusion/table.txt"
-    )
+    print("\nnext: open runs/demo/fusion/report.html in a browser")
 
 
 if __name__ == "__main__":

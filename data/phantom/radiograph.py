@@ -3,12 +3,13 @@
 Every image of a study shows the same chest; posture, breath, exposure, collimation and the lead letter change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
 
+from data.phantom.bodies import Body
 from data.phantom.constants import View
 from data.phantom.findings import build_chest
 from data.phantom.patient import Patient
@@ -64,7 +65,12 @@ def sample_taking(view: View, seed: int) -> Taking:
 
 
 def radiograph(
-    patient: Patient, findings: Mapping[str, int], view: View, taking: Taking, size: int
+    patient: Patient,
+    findings: Mapping[str, int],
+    view: View,
+    taking: Taking,
+    size: int,
+    bodies: Sequence[Body] = (),
 ) -> Float[np.ndarray, "H W"]:
     """The displayed picture in [0, 1], air dark and bone bright.
 
@@ -72,8 +78,10 @@ def radiograph(
         findings: Names of `data.phantom.findings.FINDINGS` or "Cardiomegaly", each with its seed.
         view: "PA", "AP" or "LATERAL".
         size: Side of the square picture in pixels; the chest is the same at any size.
+        bodies: More of them, placed by the caller.
     """
     chest = build_chest(patient, findings, view, taking.breath)
+    chest.bodies.extend(bodies)
     rays = beam(view, chest, size, taking.pose)
     integral = line_integral(chest, rays)
     integral += structure(integral, view, np.random.default_rng([patient.seed, 8, view == "LATERAL"]))

@@ -5,11 +5,12 @@ it, over the pixels above half of its maximum, divided by the noise there: quant
 added in quadrature. Measured at 128 pixels; quantum noise per pixel depends on the pixel's size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from data.phantom.bodies import Body
 from data.phantom.constants import ANATOMICAL_FLOOR, DEVICES, FRONTAL, VISIBILITY, View
 from data.phantom.findings import build_chest
 from data.phantom.patient import Patient
@@ -28,10 +29,16 @@ def is_visible(name: str, view: View) -> bool:
 
 
 def noise_free(
-    patient: Patient, findings: Mapping[str, int], view: View, taking: Taking, size: int = 128
+    patient: Patient,
+    findings: Mapping[str, int],
+    view: View,
+    taking: Taking,
+    size: int = 128,
+    bodies: Sequence[Body] = (),
 ) -> Float[np.ndarray, "H W"]:
-    """Expected detector signal of one image, relative to the open beam."""
+    """Expected detector signal of one image, relative to the open beam; `bodies` beside those of the findings."""
     chest = build_chest(patient, findings, view, taking.breath)
+    chest.bodies.extend(bodies)
     return detector_signal(line_integral(chest, beam(view, chest, size, taking.pose)), view)
 
 
@@ -49,7 +56,11 @@ def contrast_to_noise(
 ) -> float:
     """CNR of finding `name` of `findings` in one image."""
     taking = taking or Taking()
-    signal, difference = contrast(patient, findings, name, view, taking)
+    return ratio(*contrast(patient, findings, name, view, taking), view, taking)
+
+
+def ratio(signal: Float[np.ndarray, "H W"], difference: Float[np.ndarray, "H W"], view: View, taking: Taking) -> float:
+    """CNR of a body: signal with it, and the log difference that it makes."""
     difference = np.abs(difference)
     footprint = difference > 0.5 * difference.max()
     noise = np.sqrt(relative_noise(signal, view, taking.exposure)[footprint] ** 2 + ANATOMICAL_FLOOR**2)

@@ -27,7 +27,7 @@ def interval_bar(value: dict[str, float | None], limit: float, higher_is_better:
         colour = better(value, higher_is_better)
         marks += Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>').format(colour, x[0], x[2], y, y)
         marks += Markup('<circle class="{}" cx="{:.1f}" cy="{}" r="3.6"/>').format(colour, x[1], y)
-    return _svg(marks, BAR_WIDTH, BAR_HEIGHT, "bar", "difference with its interval")
+    return drawing(marks, BAR_WIDTH, BAR_HEIGHT, "bar", "difference with its interval")
 
 
 def better(value: dict[str, float | None], higher_is_better: bool = True) -> str:
@@ -57,9 +57,9 @@ def histogram(differences: Float[np.ndarray, "R"], low: float | None, high: floa
     marks += Markup('<line class="zero" x1="{0:.1f}" x2="{0:.1f}" y1="2" y2="{1}"/>').format(zero, base)
     for place, value, anchor in ((x[0], edges[0], "start"), (x[-1], edges[-1], "end")):
         if value:
-            marks += _text(place, base + 16, f"{value:+.3f}", anchor)
-    marks += _text(zero, base + 16, "0", "middle") if 45 < zero < width - 45 or zero in (x[0], x[-1]) else Markup()
-    return _svg(marks, width, height, "histogram", "mAP difference of every bootstrap replicate")
+            marks += text(place, base + 16, f"{value:+.3f}", anchor)
+    marks += text(zero, base + 16, "0", "middle") if 45 < zero < width - 45 or zero in (x[0], x[-1]) else Markup()
+    return drawing(marks, width, height, "histogram", "mAP difference of every bootstrap replicate")
 
 
 def scatter(points: Sequence[tuple[str, float, float]], first: str, second: str) -> Markup:
@@ -77,11 +77,11 @@ def scatter(points: Sequence[tuple[str, float, float]], first: str, second: str)
         )
     marks += _names(points)
     for value in (0.0, 0.5, 1.0):
-        marks += _text(_across(value), SIZE - MARGIN + 15, f"{value:g}", "middle")
-        marks += _text(MARGIN - 6, SIZE - _across(value) + 4, f"{value:g}", "end")
-    marks += _text(high, SIZE - 4, f"AP of {second}", "end")
-    marks += _text(low - 8, SIZE - high - 11, f"AP of {first}", "start")
-    return _svg(marks, SIZE, SIZE, "scatter", "average precision of each class")
+        marks += text(_across(value), SIZE - MARGIN + 15, f"{value:g}", "middle")
+        marks += text(MARGIN - 6, SIZE - _across(value) + 4, f"{value:g}", "end")
+    marks += text(high, SIZE - 4, f"AP of {second}", "end")
+    marks += text(low - 8, SIZE - high - 11, f"AP of {first}", "start")
+    return drawing(marks, SIZE, SIZE, "scatter", "average precision of each class")
 
 
 def _names(points: Sequence[tuple[str, float, float]]) -> Markup:
@@ -92,7 +92,7 @@ def _names(points: Sequence[tuple[str, float, float]]) -> Markup:
         anchor, shift = ("end", -7) if a > b else ("start", 7)
         y = max(SIZE - _across(a) + 4, lowest[anchor] + 12)
         lowest[anchor] = y
-        marks += _text(_across(b) + shift, y, name, anchor)
+        marks += text(_across(b) + shift, y, name, anchor)
     return marks
 
 
@@ -100,11 +100,18 @@ def _across(value: float) -> float:
     return MARGIN + value * (SIZE - MARGIN - TOP)
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+def text(x: float, y: float, words: str, anchor: str) -> Markup:
+    """Words that start, end or have their middle at x."""
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, words)
 
 
-def _svg(marks: Markup, width: float, height: float, name: str, label: str) -> Markup:
+def drawing(marks: Markup, width: float, height: float, name: str, label: str) -> Markup:
+    """Marks as one picture.
+
+    Args:
+        name: Its class in the style sheet.
+        label: What it shows, for those who cannot see it.
+    """
     return Markup('<svg class="{}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
         name, width, height, label, marks
     )

@@ -1,0 +1,1 @@
+"""One page that tells a run's whole story and needs nothing but itself."""
