@@ -109,7 +109,8 @@ def everything(run_dir):
     """All three commands; the bytes of all that was fitted, or predicted with it."""
     folders = [run_dir / "model_1", run_dir / "model_2"]
     few = ("--replicates", "5")
-    do(ensemble, *folders, "--out", run_dir / "both", "--how", "weighted", *few)
+    gate = ("--normal_gate", "power", "--normal_class", "Hernia")
+    do(ensemble, *folders, "--out", run_dir / "both", "--how", "weighted", *gate, *few)
     fitted = {}
     for name in ("both", "model_1"):
         do(calibrate, run_dir, "--name", name, "--min_positives", 4, *few)
@@ -123,7 +124,8 @@ def everything(run_dir):
         shift = json.loads((run_dir / name / "label_shift.json").read_text())
         keys = ("held_out", "test_estimated", "shift", "misfit")
         fitted[f"{name}/shift"] = {c: {key: own[key] for key in keys} for c, own in shift["classes"].items()}
-    fitted["weights"] = json.loads((run_dir / "both" / "ensemble.json").read_text())["weights"]
+    report = json.loads((run_dir / "both" / "ensemble.json").read_text())
+    fitted |= {"weights": report["weights"], "best member": report["val"]["best_member"]}
     return fitted
 
 
@@ -150,6 +152,7 @@ def test_permuted_test_labels_change_nothing_that_is_fitted_and_permuted_validat
     permute_labels(tmp_path, "test")
     after = everything(tmp_path)
     assert after.keys() == before.keys()
+    assert len([name for name in before if name.endswith((".json", ".csv"))]) >= 16  # of an ensemble and of one model
     assert [name for name in before if after[name] != before[name]] == []
     assert (tmp_path / "both" / "calibration_report.json").read_text() != scores  # the labels were read, and only there
     permute_labels(tmp_path, "val", share=0.3)
