@@ -1,10 +1,12 @@
 """Ensembles, and the three commands that start from saved predictions: nothing on test labels is ever fitted."""
 
 import json
+import shutil
 from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
 from data.config import parse_config
@@ -15,7 +17,7 @@ from data.metrics import mean_defined, per_class
 from data.predictions import read_predictions, write_predictions
 from data.tables import read_table, write_table
 from data.transforms import Preprocessing
-from extract.checkpoint import save_folder
+from extract.checkpoint import check_folder, save_folder
 from fusion import calibrate, ensemble, label_shift
 from fusion.config import EvaluationConfig, FusionConfig
 from fusion.evaluation import gate_normal
@@ -210,8 +212,8 @@ DAMAGE = {
     "in one only": lambda a, b: write_table(
         b / "logits_val.csv", read_table(b / "logits_val.csv").rename(columns={"Nodule": "Mass"})
     ),
-    "has another patient_id": lambda a, b: rename(b / "logits_val.csv", "patient_id", "p1"),
-    "is not in manifest.csv": lambda a, b: rename(b / "logits_val.csv", "image_id", "i9999"),
+    "in the manifest 'p": lambda a, b: rename(b / "logits_val.csv", "patient_id", "p1"),
+    "is not in the manifest": lambda a, b: rename(b / "logits_val.csv", "image_id", "i9999"),
     "is of split 'test', wanted val alone": lambda a, b: (b / "logits_val.csv").write_bytes(
         (b / "logits_test.csv").read_bytes()
     ),
@@ -299,6 +301,32 @@ def test_a_calibration_of_other_weights_or_half_a_pair_is_refused(tmp_path):
     other = json.loads(pair["calibration.json"]) | {"predictor_sha256": "ab"}
     (folder / "best" / "calibration.json").write_text(json.dumps(other))
     with pytest.raises(InputError, match="another model"):
+        calibrate.load_fitted(folder)
+
+
+def test_a_calibrated_model_folder_is_still_whole_and_its_digests_are_untouched(tmp_path):
+    folder = make_results(tmp_path, seeds=(1,))[0]
+    save_folder(folder / "best", {"model.safetensors": {"w": torch.ones(3)}, "config.yaml": "seed: 1"})
+    digests = (folder / "best" / "digests.json").read_bytes()
+    calibrate.calibrate(tmp_path, "model_1", min_positives=4, replicates=2)
+    check_folder(folder / "best")
+    assert (folder / "best" / "digests.json").read_bytes() == digests
+    shutil.copytree(folder / "best", tmp_path / "published")  # a model folder alone is enough to calibrate with
+    fitted, chosen = calibrate.load_fitted(tmp_path / "published")
+    assert (fitted, chosen) == calibrate.load_fitted(folder)
+    content = (tmp_path / "published" / "model.safetensors").read_bytes()
+    (tmp_path / "published" / "model.safetensors").write_bytes(content[:-1] + b"x")
+    with pytest.raises(InputError, match=r"model\.safetensors: damaged"):
+        check_folder(tmp_path / "published")
+
+
+def test_a_calibration_is_refused_once_its_model_has_predicted_otherwise(tmp_path):
+    folder = make_results(tmp_path, seeds=(1,))[0]
+    save_folder(folder / "best", {"model.safetensors": {}})
+    calibrate.calibrate(tmp_path, "model_1", min_positives=4, replicates=2)
+    ids, values, classes = read_predictions(folder / "logits_val.csv")
+    write_predictions(folder / "logits_val.csv", ids, values - 1, classes)  # another gate, more slot draws
+    with pytest.raises(InputError, match=r"logits_val\.csv: has changed since calibration\.json was fitted"):
         calibrate.load_fitted(folder)
 
 
