@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from data.config import parse_config
 from data.ensemble import combine, cross_weighted, fit_weights
 from data.errors import InputError
-from data.manifest import Manifest, read_manifest, write_manifest
+from data.manifest import read_manifest
 from data.metrics import mean_defined, per_class
 from data.predictions import read_predictions, write_predictions
 from data.tables import read_table, write_table
@@ -25,7 +25,7 @@ from fusion.model import FusionModel
 from fusion.saved import read_saved
 from fusion.test_time import predict_passes
 from tests.make_data import CLASSES, make_cache
-from tests.make_predictions import make_results
+from tests.make_predictions import make_results, permute_labels
 
 NAN = float("nan")
 
@@ -129,22 +129,6 @@ def everything(run_dir):
     report = json.loads((run_dir / "both" / "ensemble.json").read_text())
     fitted |= {"weights": report["weights"], "best member": report["val"]["best_member"]}
     return fitted
-
-
-def permute_labels(run_dir, split, share=1.0):
-    """Give every patient of a split, or a share of them, another patient's labels."""
-    manifest = read_manifest(run_dir / "manifest.csv")
-    rows = np.flatnonzero(manifest.images["split"] == split)
-    labels = manifest.labels.copy()
-    patients = manifest.images["patient_id"].to_numpy(dtype=object)[rows]
-    names = np.unique(patients)
-    names = names[: round(share * len(names))]
-    rows, patients = rows[np.isin(patients, names)], patients[np.isin(patients, names)]
-    shuffled = dict(zip(names, np.random.default_rng(1).permutation(names), strict=True))
-    first = {patient: labels[rows[patients == patient][0]] for patient in names}
-    labels[rows] = [first[shuffled[patient]] for patient in patients]
-    assert (labels != manifest.labels).any()
-    write_manifest(Manifest(manifest.images, labels, manifest.classes, manifest.root), run_dir / "manifest.csv")
 
 
 def test_permuted_test_labels_change_nothing_that_is_fitted_and_permuted_validation_labels_do(tmp_path, capsys):
