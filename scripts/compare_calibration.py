@@ -184,6 +184,7 @@ def told(value: dict[str, Any], sign: str = "") -> str:
 def lines(record: dict[str, Any]) -> list[str]:
     """The tables as people read them: rows of Markdown."""
     text = []
+    text.append("| model, calibration, test | " + " | ".join(f"{key} (change)" for key in PROPER) + " | mAP change |")
     for name, own in record["calibration"].items():
         for method, row in own["methods"].items():
             mark = " *" if method == own["chosen on validation"] else ""
@@ -195,8 +196,9 @@ def lines(record: dict[str, Any]) -> list[str]:
         text.append(f"  F1 {told(own['F1']['above 0.5, not calibrated'])}, change {told(own['F1']['change'], '+')}")
     for name, own in record["ensembles"].items():
         text.append(f"{name}: {own['weights']}, best on validation {own['best member on validation']}")
+        text.append("| test | mAP | minus the best member | the same on validation |")
         for method in own["test"]:
-            gains = [own[split][method].get("minus_best_member") for split in SPLITS]
+            gains = [own[split][method].get("minus_best_member") for split in reversed(SPLITS)]
             shown = " | ".join(told(gain, "+") if gain else "" for gain in gains)
             text.append(f"| {method} | {told(own['test'][method]['mAP'])} | {shown} |")
     return [*text, f"slot draws: {record['slot_draws']}", f"normal gate: {record['normal_gate']}"]
