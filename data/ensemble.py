@@ -38,9 +38,9 @@ def combine(
     if how == "mean_logits":
         mean = values.mean(axis=0)
     elif how == "mean_probabilities":
-        mean = _logit(expit(values).mean(axis=0))
+        mean = bounded_logit(expit(values).mean(axis=0))
     elif how == "rank_mean":
-        mean = _logit(((rankdata(values, axis=1) - 0.5) / values.shape[1]).mean(axis=0))
+        mean = bounded_logit(((rankdata(values, axis=1) - 0.5) / values.shape[1]).mean(axis=0))
     else:
         assert weights is not None, "weighted needs weights"
         mean = np.tensordot(weights, values, axes=1)
@@ -94,5 +94,6 @@ def cross_weighted(
     return out
 
 
-def _logit(probabilities: Float64[np.ndarray, "N C"]) -> Float64[np.ndarray, "N C"]:
+def bounded_logit(probabilities: Float64[np.ndarray, "N C"]) -> Float64[np.ndarray, "N C"]:
+    """Logits, finite: a probability that float32 has rounded to 0 or 1 counts as the last one before it."""
     return logit(np.clip(probabilities, LEAST, MOST))

@@ -6,12 +6,13 @@ Axes: **N** images, **G** groups, **C** classes.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from data.errors import InputError
 from data.manifest import Manifest
@@ -30,6 +31,14 @@ class Groups:
     labels: Float32[np.ndarray, "G C"]
     patient_ids: list[str]
     conflicts: int
+
+    @cached_property
+    def of_rows(self) -> Int64[np.ndarray, "N"]:
+        """The number of each row's group."""
+        numbers = np.empty(sum(map(len, self.rows)), dtype=np.int64)
+        for number, rows in enumerate(self.rows):
+            numbers[rows] = number
+        return numbers
 
 
 def group_images(

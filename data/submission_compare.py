@@ -18,6 +18,7 @@ from jaxtyping import Float, Float32
 from data.errors import InputError
 from data.ids import check_ids
 from data.predictions import check_predictions, number_columns
+from data.rank_correlation import rank_correlations
 from data.tables import read_table
 
 SWAP_MARGIN = 0.2
@@ -111,15 +112,6 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         lines.append(f"{change.name.ljust(width)}  {rank.rjust(10)}  {change.rows_changed:12d}  {where}")
     lines += [f"moved most, mean over classes: {image} ({mean:.3g})" for image, mean in c.moved_most]
     return lines + _warnings(c)
-
-
-def rank_correlations(a: Float[np.ndarray, "N C"], b: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "C D"]:
-    """Spearman's correlation of every column of `a` with every column of `b`; NaN where a column has one value."""
-    ranks = [pd.DataFrame(values).rank().to_numpy(np.float64) for values in (a, b)]
-    centred = [rank - rank.mean(axis=0) for rank in ranks]
-    lengths = [np.sqrt((rank**2).sum(axis=0)) for rank in centred]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (centred[0].T @ centred[1]) / (lengths[0][:, None] * lengths[1][None, :])
 
 
 def _read(path: Path) -> tuple[pd.Series, pd.DataFrame]:

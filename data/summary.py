@@ -10,9 +10,17 @@ import numpy as np
 from jaxtyping import Float
 
 from data.errors import InputError
+from data.label_spaces import class_groups
+from data.manifest import Manifest
 from data.metrics import calibration_error, mean_defined, per_class
 from data.operating_points import f1_at
 from data.spans import or_none
+
+
+def groups_of(train_set: Manifest) -> dict[str, str]:
+    """Head, medium or tail of each class, by the images that a model learns from."""
+    positives = (train_set.labels > 0.5).sum(axis=0).tolist()
+    return class_groups(dict(zip(train_set.classes, positives, strict=True)), len(train_set))
 
 
 def summary(

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
-from data.label_spaces import class_groups
-from data.manifest import Manifest
 from data.plots import plot_progress
 from data.runs import Log, append_metrics
 from extract.checkpoint import Content, save_folder
@@ -162,12 +160,6 @@ def average_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     mean = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
     for buffer, part in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(part.view_as(buffer))
-
-
-def groups_of(train_set: Manifest) -> dict[str, str]:
-    """Head, medium or tail of each class."""
-    positives = (train_set.labels > 0.5).sum(axis=0).tolist()
-    return class_groups(dict(zip(train_set.classes, positives, strict=True)), len(train_set))
 
 
 def finish_epoch(

@@ -25,13 +25,13 @@ from data.plots import plot_batch
 from data.runs import Log, keep_config, run_command, write_environment
 from data.sampling import epoch_draws
 from data.scan import scan_images
-from data.summary import summary
+from data.summary import groups_of, summary
 from extract.backbone import ImageClassifier
 from extract.cache import keep_training_data, write_cache
 from extract.checkpoint import Content
 from extract.config import ExtractConfig
 from extract.distillation import Taught, ask_teacher
-from extract.engine import finish_epoch, gather_rows, groups_of, make_accelerator, make_state, sigmoid
+from extract.engine import finish_epoch, gather_rows, make_accelerator, make_state, sigmoid
 from extract.foreign import is_imported
 from extract.images import ImageDataset, augmented_requests, load_batches, on_device, plain_requests
 from extract.losses import class_statistics, multilabel_loss

@@ -1,4 +1,4 @@
-"""What calibration changes: ECE, Brier score, mAP and F1 of every method, with paired intervals, and as text.
+"""What calibration changes: ECE, Brier score, log loss (NLL), mAP, F1 of each method, paired intervals, text.
 
 Axes: **G** groups, **C** classes.
 """
@@ -16,6 +16,8 @@ from data.spans import interval, span
 from data.thresholds import Thresholds
 from fusion.saved import Saved
 
+PROPER = ("ECE", "Brier", "NLL")
+
 
 def compare(
     saved: Saved,
@@ -24,7 +26,8 @@ def compare(
     method: Method,
     replicates: int,
 ) -> dict[str, Any]:
-    """ECE, Brier score and mAP of every method, and the change from no calibration, means over classes with a positive.
+    """ECE, Brier score, log loss, mAP of every method, and the change from no calibration; means over classes with a
+    positive.
 
     Args:
         chosen: Thresholds of `method`, for the change of F1 from calling above 0.5; None where they were chosen on
@@ -32,7 +35,7 @@ def compare(
     """
     labels, patients = saved.groups.labels, saved.groups.patient_ids
     scores: dict[str, np.ndarray] = {**candidates}
-    results = metric_bootstrap(scores, labels, patients, metrics=("ECE", "Brier"), replicates=replicates)
+    results = metric_bootstrap(scores, labels, patients, metrics=PROPER, replicates=replicates)
     results["mAP"] = patient_bootstrap(scores, labels, patients, replicates=replicates)
     report: dict[str, Any] = {"groups": len(labels), "classes": int((labels > 0.5).any(axis=0).sum()), "methods": {}}
     for name in candidates:

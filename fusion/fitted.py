@@ -14,7 +14,7 @@ from data.errors import InputError
 from data.files import atomic_write, sha256_file
 from data.strict_json import check_keys, read_json
 from data.thresholds import Thresholds
-from fusion.result_folder import held_out_kind, model_folder
+from fusion.result_folder import HELD_OUT, held_out_kind, model_folder
 from fusion.saved import Saved
 
 FORMAT = 1
@@ -37,7 +37,8 @@ def load_fitted(folder: Path) -> tuple[Calibration, Thresholds]:
         folder: A model folder, or the result folder that holds it.
 
     Raises:
-        InputError: A file is missing, says something else than it should, or belongs to another model.
+        InputError: A file is missing, says something else than it should, or belongs to another model or to held-out
+            predictions that were made anew since.
     """
     target = model_folder(folder)
     path, other = target / "calibration.json", target / "thresholds.json"
@@ -47,6 +48,7 @@ def load_fitted(folder: Path) -> tuple[Calibration, Thresholds]:
     chosen = thresholds.from_json(body, str(other))
     if head["calibration_sha256"] != sha256_file(path) or chosen.classes != fitted.classes:
         raise InputError(f"{other}: was made with another calibration.json than the one beside it; {AGAIN}")
+    _refuse_new_predictions(folder, head["fitted_on"])
     return fitted, chosen
 
 
@@ -65,6 +67,14 @@ def predictor_digest(target: Path) -> str:
     if not isinstance(digest, str):
         raise InputError(f"{path}: damaged, wanted the digest of model.safetensors; train the model again")
     return digest
+
+
+def _refuse_new_predictions(folder: Path, fitted_on: dict[str, Any]) -> None:
+    """The same model predicts differently with other test-time passes or gates, and wants another calibration then."""
+    for kind in HELD_OUT:
+        path = folder / f"logits_{kind}.csv"
+        if path.name == fitted_on["file"] and path.is_file() and sha256_file(path) != fitted_on["sha256"]:
+            raise InputError(f"{path}: has changed since calibration.json was fitted on it; {AGAIN}")
 
 
 def _read(path: Path, predictor: str, extra: dict[str, type]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -24,11 +24,11 @@ from data.config import default_values
 from data.manifest import Manifest
 from data.order import derive_seed
 from data.runs import Log, keep_config
-from data.summary import summary
+from data.summary import groups_of, summary
 from extract.cache import keep_training_data
 from extract.checkpoint import Content, save_folder
 from extract.config import ExtractConfig
-from extract.engine import finish_epoch, gather_rows, groups_of, make_state, sigmoid
+from extract.engine import finish_epoch, gather_rows, make_state, sigmoid
 from extract.images import ImageDataset, Request, load_batches, on_device
 from extract.losses import class_statistics, multilabel_loss
 from extract.resume import StopSignal, TrainingState

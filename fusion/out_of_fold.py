@@ -29,8 +29,8 @@ from data.out_of_fold import OutOfFold, read_folds, refuse_unfinished
 from data.predictions import write_predictions
 from data.runs import HARMLESS_KEYS, Log
 from data.spans import or_none
-from data.summary import summary
-from extract.engine import groups_of, sigmoid
+from data.summary import groups_of, summary
+from extract.engine import sigmoid
 from fusion.config import FusionConfig
 from fusion.results import submit
 from fusion.scoring import interval, number, span

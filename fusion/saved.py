@@ -9,14 +9,15 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int64
 
+from data.ensemble import bounded_logit
 from data.errors import InputError
 from data.groups import Groups, group_images
 from data.manifest import Manifest
-from data.predictions import ID_COLUMNS, read_predictions, write_predictions
+from data.predictions import read_predictions, write_predictions
+from data.predictions_join import rows_in_manifest
 from extract.engine import sigmoid
-from fusion.evaluation import log_odds
 from fusion.result_folder import GroupBy
 
 
@@ -36,14 +37,10 @@ class Saved:
         """The groups of the images, in the order of the manifest."""
         return group_images(self.images, self.by, "any")  # training has refused already what "same" refuses
 
-    @cached_property
-    def owner(self) -> Int[np.ndarray, "N"]:
+    @property
+    def owner(self) -> Int64[np.ndarray, "N"]:
         """The number of each image's group."""
-        owner = np.empty(len(self.images), dtype=int)
-        owner[np.concatenate(self.groups.rows)] = np.repeat(
-            np.arange(len(self.groups.ids)), [len(rows) for rows in self.groups.rows]
-        )
-        return owner
+        return self.groups.of_rows
 
     @property
     def group_logits(self) -> Float32[np.ndarray, "G C"]:
@@ -77,24 +74,11 @@ def read_saved(path: Path, manifest: Manifest, splits: Sequence[str], by: GroupB
     if classes != manifest.classes:
         notes.append(f"{path}: classes in another order than manifest.csv, aligned by name")
         values = values[:, [classes.index(name) for name in manifest.classes]]
-    row_of = {image_id: row for row, image_id in enumerate(manifest.images["image_id"])}
-    rows = np.array([row_of.get(image_id, -1) for image_id in ids["image_id"]])
-    if (rows < 0).any():
-        odd = ids["image_id"].iloc[int(np.argmax(rows < 0))]
-        raise InputError(
-            f"{path}: image_id {odd!r} is not in manifest.csv ({(rows < 0).sum()} such); give its own manifest"
-        )
+    rows = rows_in_manifest(ids, manifest, path)
     if (np.diff(rows) < 0).any():
         notes.append(f"{path}: rows in another order than manifest.csv, aligned by image_id")
     order = np.argsort(rows)
     part = manifest.select(rows[order])
-    for name in ID_COLUMNS[1:]:
-        differs = part.images[name].to_numpy(dtype=object) != ids[name].to_numpy(dtype=object)[order]
-        if differs.any():
-            image = part.images["image_id"].iat[int(np.argmax(differs))]
-            raise InputError(
-                f"{path}: image_id {image!r} has another {name} in manifest.csv; predict this manifest again"
-            )
     strange = ~part.images["split"].isin(list(splits)).to_numpy(dtype=bool)
     if strange.any():
         image, split = part.images[["image_id", "split"]].iloc[int(np.argmax(strange))]
@@ -127,4 +111,4 @@ def as_logits(path: Path, values: Float32[np.ndarray, "N C"]) -> Float32[np.ndar
             f"{path}: wanted probabilities in 0..1, found {values.min():.6g} to {values.max():.6g}; a file of logits is"
             " called logits_<split>.csv"
         )
-    return log_odds(np.clip(values.astype(np.float64), 2.0**-126, 1 - 2.0**-25))
+    return bounded_logit(values.astype(np.float64)).astype(np.float32)

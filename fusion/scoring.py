@@ -16,8 +16,7 @@ from data.intervals import BootstrapResult, ratio_interval
 from data.manifest import Manifest
 from data.metrics import mean_defined, per_class
 from data.spans import interval, number, span
-from data.summary import summary
-from extract.engine import groups_of
+from data.summary import groups_of, summary
 from fusion.baselines import to_image_rows
 from fusion.config import FusionConfig
 from fusion.grouping import GroupSet

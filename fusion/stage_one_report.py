@@ -24,9 +24,9 @@ from data.manifest import Manifest, read_manifest
 from data.plots import plot_roc
 from data.predictions import write_predictions
 from data.runs import run_command
-from data.summary import summary
+from data.summary import groups_of, summary
 from data.transforms import Preprocessing
-from extract.engine import groups_of, sigmoid
+from extract.engine import sigmoid
 from fusion.config import GroupingConfig
 from fusion.explain import image_grad_cam, to_pixels
 from fusion.explanation import known

@@ -25,10 +25,10 @@ from data.order import Draws, derive_seed, rank_share
 from data.runs import Log, keep_config, run_command
 from data.sampling import epoch_draws
 from data.shards import patient_hash
-from data.summary import summary
+from data.summary import groups_of, summary
 from extract.cache import keep_training_data
 from extract.checkpoint import Content
-from extract.engine import finish_epoch, groups_of, make_accelerator, make_state, sigmoid
+from extract.engine import finish_epoch, make_accelerator, make_state, sigmoid
 from extract.losses import class_statistics, multilabel_loss
 from extract.resume import StopSignal, TrainingState
 from extract.step import seed_step, take_step

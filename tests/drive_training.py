@@ -17,6 +17,7 @@ import extract.train
 import fusion.inference
 import fusion.train
 from data.cache import FeatureCache
+from data.manifest import read_manifest
 from data.runs import Log
 from extract.cache import keep_training_data, write_cache
 from extract.checkpoint import save_folder
@@ -25,6 +26,8 @@ from extract.engine import make_accelerator
 from extract.resume import StopSignal
 from fusion.config import FusionConfig
 from fusion.grouping import make_groups
+from fusion.published import build_model
+from fusion.results import write_split
 from tests.launch import CONFIGS
 from tests.make_data import make_manifest, write_images
 
@@ -90,6 +93,22 @@ def visits(run_dir: Path, stop_after: int) -> None:
     print(f"world {accelerator.num_processes}")
     options = ["--run_dir", str(run_dir), "--epochs", "3", "--batch_size", "7", "--retrain_single", "false"]
     fusion.train.main([*CONFIGS["fusion"], *options, *NO_DROPOUT])
+
+
+def predict(run_dir: Path) -> None:
+    """What stage two does after training, with weights that every process draws alike: predictions of val and test."""
+    manifest, cache = read_manifest(run_dir / "manifest.csv"), FeatureCache(run_dir / "cache")
+    config = fusion_config(run_dir, batch_size=4)
+    accelerator = make_accelerator(config)
+    torch.manual_seed(5)
+    model = build_model(config.model, cache.identity.map_shape, len(manifest.classes)).to(accelerator.device)
+    for split in ("val", "test"):
+        part = manifest.of_split(split)
+        groups = make_groups(part, cache, config.grouping)
+        logits = fusion.inference.predict_groups(config, groups, cache, model, accelerator)
+        if accelerator.is_main_process:
+            write_split(config, config.result_dir, split, part, groups, logits, Log(run_dir, speaks=False))
+    print(f"predicted on {accelerator.num_processes}")
 
 
 def counts(folder: Path) -> None:
@@ -201,5 +220,6 @@ def child(rank, num_processes, port, output, job, folder, *arguments) -> None:
     os.dup2(file, 2)
     torch.set_num_threads(1)
     assert Accelerator().num_processes == num_processes
-    {"train": train, "freeze": freeze, "visits": visits, "counts": counts}[job](Path(folder), *arguments)
+    jobs = {"train": train, "freeze": freeze, "visits": visits, "predict": predict, "counts": counts}
+    jobs[job](Path(folder), *arguments)
     sys.stdout.flush()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.manifest import Manifest, write_manifest
+from data.manifest import Manifest, read_manifest, write_manifest
 from data.predictions import write_predictions
 from tests.make_data import make_manifest
 
@@ -76,3 +76,19 @@ def make_results(run_dir, seeds=(1, 2), labels=True, by="study"):
             write_predictions(folder / f"logits_{split}.csv", images, logits[rows], manifest.classes)
             write_predictions(folder / f"predictions_{split}.csv", images, sigmoid(logits[rows]), manifest.classes)
     return [run_dir / f"model_{seed}" for seed in seeds]
+
+
+def permute_labels(run_dir, split, share=1.0):
+    """Give every patient of a split, or a share of them, another patient's labels."""
+    manifest = read_manifest(run_dir / "manifest.csv")
+    rows = np.flatnonzero(manifest.images["split"] == split)
+    labels = manifest.labels.copy()
+    patients = manifest.images["patient_id"].to_numpy(dtype=object)[rows]
+    names = np.unique(patients)
+    names = names[: round(share * len(names))]
+    rows, patients = rows[np.isin(patients, names)], patients[np.isin(patients, names)]
+    shuffled = dict(zip(names, np.random.default_rng(1).permutation(names), strict=True))
+    first = {patient: labels[rows[patients == patient][0]] for patient in names}
+    labels[rows] = [first[shuffled[patient]] for patient in patients]
+    assert (labels != manifest.labels).any()
+    write_manifest(Manifest(manifest.images, labels, manifest.classes, manifest.root), run_dir / "manifest.csv")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
+from sklearn.metrics import brier_score_loss, f1_score, log_loss, roc_auc_score
 
 import data.bootstrap
 import data.bootstrap_metrics
@@ -48,6 +48,7 @@ def slow(scores, targets, cut):
         f1_score(truth, ranked > 0.5, zero_division=0),
         np.nan if cut is None else f1_score(truth, ranked > cut, zero_division=0),
         brier_score_loss(truth, ranked, pos_label=1),
+        log_loss(truth, np.clip(ranked, 2.0**-23, 1 - 2.0**-23), labels=[0, 1]),
         calibration_error(scores[:, None], targets[:, None])[0],
     ]
 

@@ -1,21 +1,23 @@
 """Ensembles, and the three commands that start from saved predictions: nothing on test labels is ever fitted."""
 
 import json
+import shutil
 from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
 from data.config import parse_config
 from data.ensemble import combine, cross_weighted, fit_weights
 from data.errors import InputError
-from data.manifest import Manifest, read_manifest, write_manifest
+from data.manifest import read_manifest
 from data.metrics import mean_defined, per_class
 from data.predictions import read_predictions, write_predictions
 from data.tables import read_table, write_table
 from data.transforms import Preprocessing
-from extract.checkpoint import save_folder
+from extract.checkpoint import check_folder, save_folder
 from fusion import calibrate, ensemble, label_shift
 from fusion.config import EvaluationConfig, FusionConfig
 from fusion.evaluation import gate_normal
@@ -23,7 +25,7 @@ from fusion.model import FusionModel
 from fusion.saved import read_saved
 from fusion.test_time import predict_passes
 from tests.make_data import CLASSES, make_cache
-from tests.make_predictions import make_results
+from tests.make_predictions import make_results, permute_labels
 
 NAN = float("nan")
 
@@ -109,7 +111,8 @@ def everything(run_dir):
     """All three commands; the bytes of all that was fitted, or predicted with it."""
     folders = [run_dir / "model_1", run_dir / "model_2"]
     few = ("--replicates", "5")
-    do(ensemble, *folders, "--out", run_dir / "both", "--how", "weighted", *few)
+    gate = ("--normal_gate", "power", "--normal_class", "Hernia")
+    do(ensemble, *folders, "--out", run_dir / "both", "--how", "weighted", *gate, *few)
     fitted = {}
     for name in ("both", "model_1"):
         do(calibrate, run_dir, "--name", name, "--min_positives", 4, *few)
@@ -123,24 +126,9 @@ def everything(run_dir):
         shift = json.loads((run_dir / name / "label_shift.json").read_text())
         keys = ("held_out", "test_estimated", "shift", "misfit")
         fitted[f"{name}/shift"] = {c: {key: own[key] for key in keys} for c, own in shift["classes"].items()}
-    fitted["weights"] = json.loads((run_dir / "both" / "ensemble.json").read_text())["weights"]
+    report = json.loads((run_dir / "both" / "ensemble.json").read_text())
+    fitted |= {"weights": report["weights"], "best member": report["val"]["best_member"]}
     return fitted
-
-
-def permute_labels(run_dir, split, share=1.0):
-    """Give every patient of a split, or a share of them, another patient's labels."""
-    manifest = read_manifest(run_dir / "manifest.csv")
-    rows = np.flatnonzero(manifest.images["split"] == split)
-    labels = manifest.labels.copy()
-    patients = manifest.images["patient_id"].to_numpy(dtype=object)[rows]
-    names = np.unique(patients)
-    names = names[: round(share * len(names))]
-    rows, patients = rows[np.isin(patients, names)], patients[np.isin(patients, names)]
-    shuffled = dict(zip(names, np.random.default_rng(1).permutation(names), strict=True))
-    first = {patient: labels[rows[patients == patient][0]] for patient in names}
-    labels[rows] = [first[shuffled[patient]] for patient in patients]
-    assert (labels != manifest.labels).any()
-    write_manifest(Manifest(manifest.images, labels, manifest.classes, manifest.root), run_dir / "manifest.csv")
 
 
 def test_permuted_test_labels_change_nothing_that_is_fitted_and_permuted_validation_labels_do(tmp_path, capsys):
@@ -150,6 +138,7 @@ def test_permuted_test_labels_change_nothing_that_is_fitted_and_permuted_validat
     permute_labels(tmp_path, "test")
     after = everything(tmp_path)
     assert after.keys() == before.keys()
+    assert len([name for name in before if name.endswith((".json", ".csv"))]) >= 16  # of an ensemble and of one model
     assert [name for name in before if after[name] != before[name]] == []
     assert (tmp_path / "both" / "calibration_report.json").read_text() != scores  # the labels were read, and only there
     permute_labels(tmp_path, "val", share=0.3)
@@ -207,8 +196,8 @@ DAMAGE = {
     "in one only": lambda a, b: write_table(
         b / "logits_val.csv", read_table(b / "logits_val.csv").rename(columns={"Nodule": "Mass"})
     ),
-    "has another patient_id": lambda a, b: rename(b / "logits_val.csv", "patient_id", "p1"),
-    "is not in manifest.csv": lambda a, b: rename(b / "logits_val.csv", "image_id", "i9999"),
+    "in the manifest 'p": lambda a, b: rename(b / "logits_val.csv", "patient_id", "p1"),
+    "is not in the manifest": lambda a, b: rename(b / "logits_val.csv", "image_id", "i9999"),
     "is of split 'test', wanted val alone": lambda a, b: (b / "logits_val.csv").write_bytes(
         (b / "logits_test.csv").read_bytes()
     ),
@@ -296,6 +285,32 @@ def test_a_calibration_of_other_weights_or_half_a_pair_is_refused(tmp_path):
     other = json.loads(pair["calibration.json"]) | {"predictor_sha256": "ab"}
     (folder / "best" / "calibration.json").write_text(json.dumps(other))
     with pytest.raises(InputError, match="another model"):
+        calibrate.load_fitted(folder)
+
+
+def test_a_calibrated_model_folder_is_still_whole_and_its_digests_are_untouched(tmp_path):
+    folder = make_results(tmp_path, seeds=(1,))[0]
+    save_folder(folder / "best", {"model.safetensors": {"w": torch.ones(3)}, "config.yaml": "seed: 1"})
+    digests = (folder / "best" / "digests.json").read_bytes()
+    calibrate.calibrate(tmp_path, "model_1", min_positives=4, replicates=2)
+    check_folder(folder / "best")
+    assert (folder / "best" / "digests.json").read_bytes() == digests
+    shutil.copytree(folder / "best", tmp_path / "published")  # a model folder alone is enough to calibrate with
+    fitted, chosen = calibrate.load_fitted(tmp_path / "published")
+    assert (fitted, chosen) == calibrate.load_fitted(folder)
+    content = (tmp_path / "published" / "model.safetensors").read_bytes()
+    (tmp_path / "published" / "model.safetensors").write_bytes(content[:-1] + b"x")
+    with pytest.raises(InputError, match=r"model\.safetensors: damaged"):
+        check_folder(tmp_path / "published")
+
+
+def test_a_calibration_is_refused_once_its_model_has_predicted_otherwise(tmp_path):
+    folder = make_results(tmp_path, seeds=(1,))[0]
+    save_folder(folder / "best", {"model.safetensors": {}})
+    calibrate.calibrate(tmp_path, "model_1", min_positives=4, replicates=2)
+    ids, values, classes = read_predictions(folder / "logits_val.csv")
+    write_predictions(folder / "logits_val.csv", ids, values - 1, classes)  # another gate, more slot draws
+    with pytest.raises(InputError, match=r"logits_val\.csv: has changed since calibration\.json was fitted"):
         calibrate.load_fitted(folder)
 
 

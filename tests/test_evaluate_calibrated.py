@@ -62,6 +62,21 @@ def test_a_calibrated_model_shows_calibrated_scores_beside_plain_ones(run_dir, t
     )
 
 
+def test_thresholds_call_calibrated_probabilities_in_every_part_too(run_dir, tmp_path):
+    found = metrics(run_dir / "model_1", tmp_path / "out")["images"]["parts"]["view"]
+    _, values, classes = read_predictions(run_dir / "model_1" / "calibrated_test.csv")
+    limits = json.loads((run_dir / "model_1" / "thresholds.json").read_text())["classes"]
+    manifest = read_manifest(run_dir / "manifest.csv").of_split("test")
+    cuts = np.array([limits[name]["threshold"] for name in classes])
+    assert len(found) > 1
+    for view, part in found.items():
+        rows = (manifest.images["view"] == view).to_numpy()
+        truth, called = manifest.labels[rows] > 0.5, values[rows] > cuts
+        hits, total = (truth & called).sum(axis=0), truth.sum(axis=0) + called.sum(axis=0)
+        wanted = np.mean([2 * h / t for h, t, seen in zip(hits, total, truth.any(axis=0), strict=True) if seen])
+        assert part["methods"]["model"]["F1_chosen"] == pytest.approx(wanted)
+
+
 def test_images_are_calibrated_by_their_own_model_before_groups_are_made(run_dir, tmp_path):
     found = metrics(run_dir / "model_1", tmp_path / "out", "--group_by", "patient")
     _, values, _ = read_predictions(run_dir / "model_1" / "calibrated_test.csv")

@@ -19,6 +19,7 @@ from data.storage import encode_maps
 from fusion.config import GroupingConfig
 from fusion.grouping import make_groups, training_views
 from tests.make_data import make_cache, make_manifest
+from tests.make_predictions import make_results, permute_labels
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 NUM_FOLDS = 2
@@ -146,3 +147,25 @@ def test_differences_are_paired_within_a_split_and_independent_between_two(scrip
     np.testing.assert_allclose(difference(first, ["a"], first, ["b"]), wanted, atol=1e-4)
     mean = (first.estimate("a") + first.estimate("b")) / 2
     np.testing.assert_allclose(difference(first, ["a", "b"])[0], mean, atol=1e-4)
+
+
+def test_the_comparison_of_calibrations_and_ensembles_fits_nothing_on_test(script, tmp_path, monkeypatch):
+    module = script("compare_calibration")
+    monkeypatch.setattr(module, "REPLICATES", 5)
+    monkeypatch.setattr(module, "MIN_POSITIVES", 4)
+    folders, found = make_results(tmp_path), []
+    for permuted in (False, True):
+        if permuted:
+            permute_labels(tmp_path, "test")
+        parts = [module.read(tmp_path, folder) for folder in folders]
+        found.append((module.calibration(parts[0]), module.ensemble(parts, ["one", "two"])))
+    (single, mixed), (single_after, mixed_after) = found
+    assert single["chosen on validation"] == single_after["chosen on validation"]
+    assert single["methods"] != single_after["methods"]
+    for key in ("weights", "best member on validation", "val"):
+        assert mixed[key] == mixed_after[key]
+    assert mixed["test"] != mixed_after["test"]
+    best = mixed["best member on validation"]
+    gain = mixed["test"]["mean_logits"]["minus_best_member"]["estimate"]
+    wanted = mixed["test"]["mean_logits"]["mAP"]["estimate"] - mixed["test"][best]["mAP"]["estimate"]
+    assert gain == pytest.approx(wanted)

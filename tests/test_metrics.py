@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 from torchmetrics.classification import BinaryCalibrationError
 
+from data import metrics
 from data.errors import InputError
 from data.metrics import auroc, average_precision, calibration_error, per_class
 from data.operating_points import f1_at
@@ -109,6 +110,20 @@ def test_calibration_error_equals_torchmetrics_over_known_labels():
         metric = BinaryCalibrationError(n_bins=15, norm="l1")
         expected = metric(torch.tensor(scores[known, c]), torch.tensor(targets[known, c]).long())
         assert found[c] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_log_loss_equals_scikit_learn_and_a_certain_error_is_finite():
+    scores, targets = made_up(steps=40)
+    scores[:3, 0], targets[:3, 0] = [1, 0, 1], [0, 1, 1]
+    targets[:, 2] = np.nan
+    found = metrics.log_loss(scores, targets)
+    for c in (0, 1, 3):
+        known = ~np.isnan(targets[:, c])
+        expected = log_loss(targets[known, c], scores[known, c], labels=[0, 1])
+        assert found[c] == pytest.approx(expected, rel=1e-6)
+    assert np.isnan(found[2])
+    with pytest.raises(InputError, match="apply a sigmoid"):
+        metrics.log_loss(8 * scores - 4, targets)
 
 
 def test_a_probability_of_exactly_one_belongs_to_the_last_bin():

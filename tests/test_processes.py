@@ -12,12 +12,14 @@ import safetensors.torch
 import torch
 
 from data.config import flatten
-from data.manifest import read_manifest
+from data.manifest import read_manifest, write_manifest
 from data.predictions import read_predictions
 from data.scan import scan_images
 from fusion.evaluate.command import main as evaluate
+from tests.drive_training import predict
 from tests.launch import CONFIGS, SECONDS, drive, finish, launch, start
-from tests.make_data import make_run
+from tests.make_data import make_cache, make_run
+from tests.make_predictions import labelled
 
 pytestmark = pytest.mark.slow
 
@@ -62,16 +64,24 @@ def test_every_image_is_predicted_once_and_alike_on_any_number_of_processes(doub
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(a).max()))
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_predictions_made_on_any_number_of_processes_are_evaluated_alike(doubles, number, tmp_path):
-    numbers = []
-    for name, run_dir in (("one", doubles[1]), ("several", doubles[number])):
-        options = ["--predictions", str(run_dir / "fusion"), "--out", str(tmp_path / name), "--replicates", "50"]
-        evaluate(options)
-        numbers.append(flatten(json.loads((tmp_path / name / "metrics.json").read_text())))
-    assert numbers[0].keys() == numbers[1].keys()
-    for key, value in numbers[0].items():
-        assert numbers[1][key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
+def test_predictions_of_one_and_two_processes_are_evaluated_alike(tmp_path):
+    reports = []
+    for number in (1, 2):
+        run_dir = tmp_path / f"on_{number}"
+        manifest = labelled(run_dir / "images", num_studies=60)
+        write_manifest(manifest, run_dir / "manifest.csv")
+        make_cache(run_dir / "cache", manifest)
+        if number == 1:
+            predict(run_dir)  # here: one start less
+        else:
+            assert drive("predict", run_dir, num_processes=number).count(f"predicted on {number}") == number
+        evaluate(["--predictions", str(run_dir / "fusion"), "--replicates", "20"])
+        report = json.loads((run_dir / "fusion" / "evaluation_test" / "metrics.json").read_text())
+        reports.append(flatten(report))
+    assert reports[0].keys() == reports[1].keys()
+    assert reports[0]["images.rows"] == reports[1]["images.rows"] > reports[0]["groups.rows"]
+    for key, value in reports[0].items():
+        assert reports[1][key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
 
 
 def test_with_fixed_weights_three_processes_write_the_shards_of_one(doubles, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from data.errors import InputError
-from data.submission_compare import compare_submissions, comparison_lines, rank_correlations
+from data.rank_correlation import rank_correlations
+from data.submission_compare import compare_submissions, comparison_lines
 
 CLASSES = ["Mass", "Normal", "Nodule", "Hernia"]
 N = 40

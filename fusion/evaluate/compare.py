@@ -11,12 +11,14 @@ from jaxtyping import Float, Float32
 
 from data.manifest import Manifest, read_manifest
 from data.metrics import hard_labels
+from data.rank_correlation import rank_correlations
 from data.spans import interval, or_none
-from fusion.evaluate.moved import moved_most, rank_correlation
+from fusion.evaluate.moved import moved_most
 from fusion.evaluate.pairs import Side, in_common, same_labels, short_names
+from fusion.evaluate.parts import Judged, parts_report
 from fusion.evaluate.report import UNITS, choose_thresholds, class_bands, thresholds_from
 from fusion.evaluate.rows import Rows, Template, read_evaluated
-from fusion.evaluate.scores import Scored, Settings, bootstrap_scores, parts_report
+from fusion.evaluate.scores import Scored, Settings, bootstrap_scores
 from fusion.evaluate.source import Source, load_source_fitted
 from fusion.evaluate.strata import About
 from fusion.result_folder import GroupBy
@@ -103,6 +105,12 @@ def _unit(first: Side, second: Side, unit: str, scored: Scored, settings: Settin
     """One unit: headline numbers, classes and parts, each with both sides and their difference."""
     rows: Rows = getattr(first.evaluated, unit)
     methods = _methods(first, second, unit)
+    judged = {
+        name: Judged(
+            methods[name], getattr(side.evaluated, unit).calibrated, side.thresholds[unit] if side.thresholds else None
+        )
+        for name, side in (("first", first), ("second", second))
+    }
     return {
         "rows": len(rows),
         "patients": len(set(rows.patient_ids)),
@@ -115,13 +123,13 @@ def _unit(first: Side, second: Side, unit: str, scored: Scored, settings: Settin
             name: _class(c, methods, rows, scored) | {"group": settings.bands[name]}
             for c, name in enumerate(settings.classes)
         },
-        "parts": parts_report(methods, rows, settings),
+        "parts": parts_report(judged, rows, settings),
     }
 
 
 def _class(column: int, methods: dict[str, Float32[np.ndarray, "N C"]], rows: Rows, scored: Scored) -> dict[str, Any]:
     known, positive = hard_labels(rows.targets[:, column])
-    correlation = rank_correlation(*(values[:, column] for values in methods.values()))
+    correlation = rank_correlations(*(values[:, [column]] for values in methods.values()))[0, 0]
     return {
         "positives": int(positive.sum()),
         "known": int(known.sum()),

@@ -1,12 +1,11 @@
-"""How two sets of predictions differ: rank correlation per class, and the groups that moved most.
+"""How two sets of predictions differ: the groups that moved most.
 
-A first, B second. G groups, C classes, N rows.
+A first, B second. G groups, C classes.
 """
 
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float
 
 from data.metrics import hard_labels
@@ -14,14 +13,6 @@ from fusion.evaluate.rows import Rows
 
 MOVED = 8
 """Groups shown on each side."""
-
-
-def rank_correlation(first: Float[np.ndarray, "N"], second: Float[np.ndarray, "N"]) -> float:
-    """Spearman's rank correlation, ties at their mean rank (as `scipy.stats.spearmanr`); NaN for constant scores."""
-    a, b = (pd.Series(values).rank().to_numpy() for values in (first, second))
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else float("nan")
 
 
 def moved_most(first: Rows, second: Rows, classes: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:

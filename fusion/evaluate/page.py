@@ -11,8 +11,9 @@ from data.files import atomic_write
 from data.spans import number, span
 from data.tables import write_table
 from fusion.evaluate.compare import Comparison
+from fusion.evaluate.parts import FEW_PATIENTS
 from fusion.evaluate.report import HEADLINES, UNITS
-from fusion.evaluate.scores import FEW_PATIENTS, HIGHER_IS_WORSE
+from fusion.evaluate.scores import HIGHER_IS_WORSE
 from fusion.evaluate.svg import better, histogram, interval_bar, scatter
 
 PAGE = "comparison.html"
@@ -41,7 +42,7 @@ def render(comparison: Comparison) -> str:
     difference = images["headline"]["mAP"]["difference"]
     classes = {unit: scored_classes(report[unit]) for unit in UNITS}
     points = [
-        (name, values["AP"]["first"]["estimate"], values["AP"]["second"]["estimate"])
+        (name, *(values["AP"][side]["estimate"] for side in ("first", "second")), better(values["AP_difference"]))
         for name, values in classes["images"].items()
     ]
     return environment.get_template("page.html").render(

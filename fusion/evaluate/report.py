@@ -10,11 +10,12 @@ from jaxtyping import Float
 
 from data.errors import InputError
 from data.files import atomic_write
-from data.label_spaces import class_groups
 from data.manifest import Manifest
 from data.operating_points import best_f1_thresholds
 from data.spans import number, span
+from data.summary import groups_of
 from data.tables import write_table
+from fusion.evaluate.parts import Judged, parts_report
 from fusion.evaluate.rows import Evaluated, Template, read_evaluated
 from fusion.evaluate.scores import Settings, unit_report
 from fusion.evaluate.source import Source, load_source_fitted
@@ -48,9 +49,7 @@ CSV_COLUMNS = (
 def class_bands(manifest: Manifest) -> dict[str, str]:
     """Head, medium or tail of each class by the training images, or by all where the manifest has none to train on."""
     train = manifest.of_split("train")
-    counted = train if len(train) else manifest
-    positives = (counted.labels > 0.5).sum(axis=0).tolist()
-    return class_groups(dict(zip(manifest.classes, positives, strict=True)), len(counted))
+    return groups_of(train if len(train) else manifest)
 
 
 def choose_thresholds(source: Source, manifest: Manifest, evaluated: Evaluated) -> Thresholds | None:
@@ -116,7 +115,9 @@ def evaluate(
         "replicates": replicates,
     }
     for unit in UNITS:
-        report[unit] = unit_report(getattr(evaluated, unit), thresholds[unit] if thresholds else None, settings)
+        rows, cuts = getattr(evaluated, unit), thresholds[unit] if thresholds else None
+        judged = {"model": Judged(rows.probabilities, rows.calibrated, cuts)}
+        report[unit] = unit_report(rows, cuts, settings) | {"parts": parts_report(judged, rows, settings)}
     return report
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Float32, Int
 
 from data.errors import InputError
 from data.groups import Groups, group_images
 from data.manifest import SPLITS, Manifest
 from data.predictions import read_predictions
+from data.predictions_join import rows_in_manifest
 from fusion.evaluate.source import Fitted
 from fusion.evaluate.strata import About, group_factors, image_factors
 from fusion.result_folder import GroupBy
@@ -82,7 +82,7 @@ def read_evaluated(
     """
     ids, values, predicted = read_predictions(predictions)
     _check_range(values, predictions)
-    places = _places(ids, manifest, predictions)
+    places = rows_in_manifest(ids, manifest, predictions)
     splits = tuple(split for split in SPLITS if split in set(manifest.images["split"].iloc[places]))
     wanted = manifest.images["split"].isin(splits).to_numpy(dtype=bool)
     number = np.full(len(manifest), -1)
@@ -135,8 +135,7 @@ def _both_units(
     about: About | None,
 ) -> tuple[Rows, Rows]:
     groups = group_images(subset, by)
-    group_of = np.empty(len(subset), dtype=int)
-    group_of[np.concatenate(groups.rows)] = np.repeat(np.arange(len(groups.ids)), [len(r) for r in groups.rows])
+    group_of = groups.of_rows
     has = number >= 0
     factors = image_factors(subset.images, group_of, about)
     views = subset.images["view"]
@@ -181,27 +180,6 @@ def _of_groups(values: Float32[np.ndarray, "N C"], group_of: Int[np.ndarray, "N"
     low, high = np.minimum.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts)
     mean = np.add.reduceat(ordered.astype(np.float64), starts) / np.diff(starts, append=len(order))[:, None]
     return np.where(low == high, low, mean).astype(np.float32)
-
-
-def _places(ids: pd.DataFrame, manifest: Manifest, predictions: Path) -> Int[np.ndarray, "K"]:
-    """Row of the manifest of each predicted image."""
-    known = {image_id: row for row, image_id in enumerate(manifest.images["image_id"])}
-    places = np.array([known.get(image_id, -1) for image_id in ids["image_id"]])
-    if (places < 0).any():
-        row = int(np.argmax(places < 0))
-        raise InputError(
-            f"{predictions}, row {row + 2}: image_id {ids['image_id'].iloc[row]!r} is not in the manifest"
-            f" ({(places < 0).sum()} such images); name the manifest that these predictions were made from"
-        )
-    for name in ("study_id", "patient_id"):
-        wrong = ids[name].to_numpy() != manifest.images[name].iloc[places].to_numpy()
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise InputError(
-                f"{predictions}, row {row + 2}: {name} of image {ids['image_id'].iloc[row]!r} is"
-                f" {ids[name].iloc[row]!r}, in the manifest {manifest.images[name].iloc[places[row]]!r}"
-            )
-    return places
 
 
 def _check_range(values: Float[np.ndarray, "K C"], predictions: Path) -> None:

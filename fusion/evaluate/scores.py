@@ -3,23 +3,18 @@
 Axes: N rows, C classes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float, Float32
 
 from data.bootstrap import patient_bootstrap
 from data.bootstrap_metrics import metric_bootstrap
 from data.intervals import BootstrapResult, Difference, Interval
-from data.metrics import mean_defined, per_class
 from data.spans import interval, or_none
 from data.summary import summary
 from fusion.evaluate.rows import Rows
-
-FEW_PATIENTS = 20
-"""A part of the test set with fewer patients is listed, but does not decide which classes all parts share."""
 
 CALIBRATED = ("Brier", "ECE")
 """Scores that a calibration is made for: given with it, too, where there is one."""
@@ -82,7 +77,13 @@ def bootstrap_scores(
     results = {"AP": patient_bootstrap(methods, rows.targets, rows.patient_ids, **how)}
     results["micro AP"] = micro_bootstrap(methods, rows, settings)
     results |= metric_bootstrap(
-        methods, rows.targets, rows.patient_ids, thresholds=thresholds, specificity=settings.specificity, **how
+        methods,
+        rows.targets,
+        rows.patient_ids,
+        metrics=("AUROC", "sensitivity", "F1", "F1_chosen", *CALIBRATED),
+        thresholds=thresholds,
+        specificity=settings.specificity,
+        **how,
     )
     if calibrated:
         names = ("F1_chosen", *CALIBRATED)
@@ -110,7 +111,7 @@ def micro_bootstrap(methods: Methods, rows: Rows, settings: Settings) -> Bootstr
 
 
 def unit_report(rows: Rows, thresholds: Float[np.ndarray, "C"] | None, settings: Settings) -> dict[str, Any]:
-    """All numbers of one method in one unit, ready for JSON."""
+    """All numbers of one method in one unit but those of its parts, ready for JSON."""
     method = {"model": rows.probabilities}
     calibrated = {} if rows.calibrated is None else {"model": rows.calibrated}
     scored = bootstrap_scores(method, calibrated, rows, {} if thresholds is None else {"model": thresholds}, settings)
@@ -124,7 +125,6 @@ def unit_report(rows: Rows, thresholds: Float[np.ndarray, "C"] | None, settings:
     for c, name in enumerate(settings.classes):
         report["per_class"][name] |= class_numbers(scored.results, "model", c)
         report["per_class"][name]["threshold"] = None if thresholds is None else float(thresholds[c])
-    report["parts"] = parts_report(method, rows, settings)
     return report
 
 
@@ -134,64 +134,3 @@ def class_numbers(results: dict[str, BootstrapResult], method: str, column: int)
     numbers = {name: or_none(results[name].class_values[method][column]) if name in results else None for name in names}
     intervals = {f"{name}_interval": interval(results[name].interval(method, [column])) for name in ("AP", "AUROC")}
     return numbers | intervals | {"absent_in_replicates": int(results["AP"].dropped[column])}
-
-
-def parts_report(methods: Methods, rows: Rows, settings: Settings) -> dict[str, dict[str, Any]]:
-    """mAP and AUROC of every part of the rows, factor by factor; a factor with one value tells nothing and is left out.
-
-    Average precision rises with the share of positives, and parts differ in that and in which classes they hold. So
-    beside a part's own mAP stands `mAP_shared`, over the classes that have a positive in every part of at least
-    `FEW_PATIENTS` patients, and AUROC, which does not depend on that share.
-    """
-    return {
-        factor: _one_factor(methods, rows, values, settings)
-        for factor, values in rows.factors.items()
-        if len(set(values)) > 1
-    }
-
-
-def _one_factor(methods: Methods, rows: Rows, values: np.ndarray, settings: Settings) -> dict[str, Any]:
-    masks = {str(value): values == value for value in sorted(set(values))}
-    patients = {value: [rows.patient_ids[i] for i in np.flatnonzero(mask)] for value, mask in masks.items()}
-    large = [mask for value, mask in masks.items() if len(set(patients[value])) >= FEW_PATIENTS]
-    positive = rows.targets > 0.5
-    shared = np.all([positive[mask].any(axis=0) for mask in large], axis=0) if large else np.zeros(positive.shape[1])
-    return {
-        value: _one_part(methods, rows.targets, mask, patients[value], np.flatnonzero(shared).tolist(), settings)
-        for value, mask in masks.items()
-    }
-
-
-def _one_part(
-    methods: Methods,
-    targets: Float32[np.ndarray, "N C"],
-    mask: Bool[np.ndarray, "N"],
-    patients: Sequence[str],
-    shared: list[int],
-    settings: Settings,
-) -> dict[str, Any]:
-    """One part: counts, and per method numbers with the interval of mAP; with two methods, the paired difference."""
-    chosen, labels = {name: values[mask] for name, values in methods.items()}, targets[mask]
-    part: dict[str, Any] = {"rows": int(mask.sum()), "patients": len(set(patients)), "shared_classes": len(shared)}
-    part["classes"] = int((labels > 0.5).any(axis=0).sum())
-    if part["patients"] < FEW_PATIENTS:
-        shared = []
-    part["methods"] = {name: _part_numbers(values, labels, shared) for name, values in chosen.items()}
-    if part["patients"] >= 2:
-        result = patient_bootstrap(chosen, labels, list(patients), replicates=settings.replicates, seed=settings.seed)
-        for name in methods:
-            part["methods"][name]["interval"] = interval(result.interval(name))
-        if len(methods) == 2:
-            first, second = methods
-            part["difference"] = interval(result.difference(first, second))
-    return part
-
-
-def _part_numbers(values: Float32[np.ndarray, "K C"], labels: Float32[np.ndarray, "K C"], shared: list[int]) -> dict:
-    scores = per_class(values, labels)
-    means = {
-        "mAP": mean_defined(scores.ap),
-        "mAP_shared": mean_defined(scores.ap[shared]),
-        "mAUROC": mean_defined(scores.auroc),
-    }
-    return {name: or_none(value) for name, value in means.items()}

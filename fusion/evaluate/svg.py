@@ -10,6 +10,8 @@ BAR_WIDTH, BAR_HEIGHT = 150.0, 18.0
 BINS = 30
 SIZE, MARGIN, TOP = 340.0, 34.0, 22.0
 NAMED = 4
+Point = tuple[str, float, float, str]
+"""A class, both sides' average precision, and which side is better as `better` says."""
 
 
 def interval_bar(value: dict[str, float | None], limit: float, higher_is_better: bool = True) -> Markup:
@@ -62,16 +64,16 @@ def histogram(differences: Float[np.ndarray, "R"], low: float | None, high: floa
     return drawing(marks, width, height, "histogram", "mAP difference of every bootstrap replicate")
 
 
-def scatter(points: Sequence[tuple[str, float, float]], first: str, second: str) -> Markup:
+def scatter(points: Sequence[Point], first: str, second: str) -> Markup:
     """Average precision per class, A's and B's.
 
-    B across, A up: above the diagonal A is better. The `NAMED` classes furthest from it are named.
+    B across, A up: above the diagonal A is better; coloured as the bars are, so chance is grey here too. The `NAMED`
+    classes furthest from the diagonal are named.
     """
     low, high = MARGIN, SIZE - TOP  # of 0 and 1 across; up, the picture is turned over
     marks = Markup('<line class="zero" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(low, SIZE - low, high, SIZE - high)
     marks += Markup('<path class="axis" d="M{0} {1}V{2}H{3}" fill="none"/>').format(low, SIZE - high, SIZE - low, high)
-    for name, a, b in points:
-        side = "first" if a > b else "second" if b > a else "neither"
+    for name, a, b, side in points:
         marks += Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>').format(
             side, _across(b), SIZE - _across(a), f"{name}: {a:.3f}, {b:.3f}"
         )
@@ -84,11 +86,11 @@ def scatter(points: Sequence[tuple[str, float, float]], first: str, second: str)
     return drawing(marks, SIZE, SIZE, "scatter", "average precision of each class")
 
 
-def _names(points: Sequence[tuple[str, float, float]]) -> Markup:
+def _names(points: Sequence[Point]) -> Markup:
     """Names of the classes furthest from the diagonal, on its far side, none above another's line."""
     far = sorted(points, key=lambda point: -abs(point[1] - point[2]))[:NAMED]
     marks, lowest = Markup(), {"end": 0.0, "start": 0.0}
-    for name, a, b in sorted(far, key=lambda point: -point[1]):
+    for name, a, b, _ in sorted(far, key=lambda point: -point[1]):
         anchor, shift = ("end", -7) if a > b else ("start", 7)
         y = max(SIZE - _across(a) + 4, lowest[anchor] + 12)
         lowest[anchor] = y

@@ -27,7 +27,8 @@ from data.lock import locked
 from data.manifest import Manifest, read_manifest
 from data.predictions import read_predictions, write_predictions
 from data.runs import Log, run_command
-from extract.engine import groups_of, sigmoid
+from data.summary import groups_of
+from extract.engine import sigmoid
 from extract.heads.linear import LinearHead
 from fusion.baselines import baseline_groups
 from fusion.config import FusionConfig, GroupingConfig
