@@ -52,7 +52,7 @@ def data_card(run: Run) -> dict[str, Any]:
     """Counts of the manifest per split and class; what is missing; views per study."""
     counts = count(run.manifest)
     splits = [name for name in SPLITS if counts.splits[name]["images"]]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in counts.classes:
         cells = []
         for split in splits:

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command(lambda: write_report(options))
 
 
-def write_report(options: Namespace) -> Path:
+def write_report(options: Namespace) -> None:
     """Write the page and say where it is.
 
     Raises:
@@ -54,4 +54,3 @@ def write_report(options: Namespace) -> Path:
     )
     print(f"{path}: {len(page.encode()) / 1e6:.1f} MB, one file; {kept}")
     print(f"next: open {path} in a browser")
-    return path

@@ -16,7 +16,8 @@ from data.config import read_yaml
 from data.errors import InputError
 from data.manifest import Manifest, read_manifest
 from data.strict_json import read_json
-from extract.engine import groups_of, sigmoid
+from data.summary import groups_of
+from extract.engine import sigmoid
 from fusion.result_folder import GroupBy, group_by_of
 from fusion.saved import read_saved
 from fusion.scoring import load_scores
