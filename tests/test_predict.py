@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import fusion.predict_command
 from data.cache import FeatureCache
 from data.cache_convert import convert
 from data.calibration import fit_calibration
@@ -34,7 +35,8 @@ from tests.make_dicom import plain
 from tests.make_trained import QUICK, images_of_test, make_trained
 from tests.test_dicom_private import planted, spellings
 
-ONE_ULP = 2e-3  # what a few map values, rounded to the next float16, do to these logits at most; mostly it is 1e-6
+CLOSE = 2e-5
+"""Of logits. On one machine 5e-7 is found; elsewhere a few map values may be rounded to the next float16."""
 AVERAGED = ["--evaluation.augment", "true", "--evaluation.slot_draws", "2", "--evaluation.normal_gate", "power"]
 RESULTS = ("fusion", "averaged", "small", "fusion/joint")
 
@@ -92,8 +94,8 @@ def test_new_studies_get_the_logits_that_evaluation_wrote(run_dir, name):
     assert model.classes == classes
     for one in model.outcomes(model.groups(images_of_test(run_dir))):
         for image in one.images:
-            np.testing.assert_allclose(one.prediction.logits, wanted[row[image.image_id]], rtol=0, atol=ONE_ULP)
-            np.testing.assert_allclose(one.prediction.probabilities, probabilities[row[image.image_id]], atol=ONE_ULP)
+            np.testing.assert_allclose(one.prediction.logits, wanted[row[image.image_id]], rtol=0, atol=CLOSE)
+            np.testing.assert_allclose(one.prediction.probabilities, probabilities[row[image.image_id]], atol=CLOSE)
             seen += 1
     assert seen == len(ids)
 
@@ -101,6 +103,7 @@ def test_new_studies_get_the_logits_that_evaluation_wrote(run_dir, name):
 def test_maps_are_those_of_the_cache_within_one_unit_in_the_last_place(run_dir, model):
     cache = FeatureCache(run_dir / "cache")
     for one in model.outcomes(model.groups(images_of_test(run_dir))):
+        assert (one.prediction.maps.half() == one.prediction.maps).all()  # what no cache could hold is gone
         for place, view in enumerate(one.prediction.order):
             cached = cache.read(np.array([cache.ordinal[one.images[view].image_id]]))[0]
             found = one.prediction.maps[place].numpy().astype(np.float16)
@@ -122,7 +125,7 @@ def test_a_study_does_not_depend_on_names_order_or_company_of_its_files(model, s
 def test_views_change_the_prediction_and_an_unknown_one_is_said_so(model, study):
     paths, views = study
     told, untold = model.predict_study(paths, views), model.predict_study(paths)
-    assert np.abs(told.logits - untold.logits).max() > 1e-3
+    assert np.abs(told.logits - untold.logits).max() > 10 * CLOSE
     assert {view.view_from for view in told.views} == {"user"}
     assert {(view.view, view.view_from) for view in untold.views} == {("UNKNOWN", "unknown")}
 
@@ -212,11 +215,11 @@ def test_no_word_of_a_header_is_in_any_output(run_dir, tmp_path, capfd):
     (folder / "b").write_bytes(planted(instead="Modality"))
     (folder / "c").write_bytes(good[: len(good) - 40])
     (folder / "d").write_bytes(planted(instead="PhotometricInterpretation"))
-    predict(str(run_dir / "fusion"), images=[folder], out=out, shares=True, heat_maps=True, device="cpu")
+    predict(str(run_dir / "fusion"), images=[folder], out=out, shares=True, heat_maps=True, top=1, device="cpu")
     printed = "".join(capfd.readouterr()).lower().encode()
     written = {str(path): path.read_bytes().lower() for path in out.rglob("*") if path.is_file()}
     written |= {f"name of {path}": str(path).encode() for path in out.rglob("*")}
-    assert len(written) > 20
+    assert len(written) >= 20
     for word in [*spellings(), b"mrn7"]:
         assert word not in printed
         assert not [name for name, content in written.items() if word in content], word
@@ -265,7 +268,7 @@ def test_a_broken_file_is_named_and_the_rest_predicted_in_trainings_format(run_d
     assert ids["image_id"].tolist() == [image for image in wanted_ids["image_id"] if image != lost]
     whole = (wanted_ids["study_id"] != "s023") & (wanted_ids["image_id"] != lost)
     ours = (ids["study_id"] != "s023").to_numpy()
-    np.testing.assert_allclose(values[ours], wanted[whole.to_numpy()], atol=ONE_ULP)
+    np.testing.assert_allclose(values[ours], wanted[whole.to_numpy()], atol=CLOSE)
     assert len({tuple(row) for row in values[~ours].tolist()}) == 1  # all rows of a study are its prediction
     fitted, chosen = load_fitted(run_dir / "fusion")
     _, calibrated, _ = read_predictions(tmp_path / "out" / "calibrated.csv")
@@ -278,7 +281,11 @@ def test_a_broken_file_is_named_and_the_rest_predicted_in_trainings_format(run_d
     assert "2 files left out" in said
 
 
-def test_the_same_command_writes_the_same_and_others_results_are_left_alone(run_dir, listed, tmp_path):
+def test_the_same_command_writes_the_same_and_others_results_are_left_alone(
+    run_dir, model, listed, tmp_path, monkeypatch
+):
+    other = load_model(run_dir / "small")
+    monkeypatch.setattr(fusion.predict_command, "load_model", lambda name, _: other if "small" in name else model)
     table, _ = listed
     options = {"table": table, "out": tmp_path / "out", "device": "cpu"}
     predict(str(run_dir / "fusion"), **options)
@@ -290,6 +297,8 @@ def test_the_same_command_writes_the_same_and_others_results_are_left_alone(run_
     write_table(table, read_table(table).iloc[:-1])
     with pytest.raises(InputError, match="holds predictions of other images"):
         predict(str(run_dir / "fusion"), **options)
+    with pytest.raises(InputError, match=r"--out .*: lies in "):
+        predict("fusion", images=[tmp_path], out=tmp_path / "out")
     with pytest.raises(InputError, match="holds something else than predictions"):
         predict(str(run_dir / "fusion"), **options | {"out": tmp_path})
 
