@@ -90,6 +90,8 @@ def test_nothing_in_it_tells_of_patients_or_of_the_machine(published, run_dir):
     words += [*manifest.images["image_id"], *(patient_hash(patient, weights) for patient in patients)]
     for path in published.rglob("*"):
         content = path.read_bytes() if path.is_file() and path.suffix != ".png" else b""
+        if path.suffix == ".safetensors":  # its text; any two letters occur in numbers
+            content = content[8 : 8 + int.from_bytes(content[:8], "little")]
         assert not [word for word in words if word.encode() in content], path
 
 
