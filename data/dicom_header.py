@@ -3,6 +3,7 @@
 Identifiers leave this module as pseudonyms, views as one of our five; no other text of the header leaves it.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +51,26 @@ def read_study_header(path: Path, name: str, key: bytes) -> StudyHeader:
         if not looks_like_dicom(file.read(START)):
             refuse(name, "is not a DICOM file")
         file.seek(0)
-        opened = open_dicom(file, name, ELEMENTS)
-        info = radiograph_info(opened, name)
-        if info.body_part not in ("", *CHEST):
-            refuse(name, f"has body part {info.body_part}; wanted a chest radiograph")
-        return _study_header(opened.dataset, name, key)
+        return _study_header(_chest_header(file, name), name, key)
+
+
+def read_view(data: bytes, name: str) -> str:
+    """The view of a chest radiograph from the bytes of its file, with or without identifiers in it.
+
+    Raises:
+        ImageError: Damaged, or not a grey radiograph of a chest.
+    """
+    with kept_in(name):
+        return _view(_chest_header(io.BytesIO(data), name))
+
+
+def _chest_header(file: io.BufferedIOBase, name: str) -> Dataset:
+    """The elements of a chest radiograph's header."""
+    opened = open_dicom(file, name, ELEMENTS)
+    info = radiograph_info(opened, name)
+    if info.body_part not in ("", *CHEST):
+        refuse(name, f"has body part {info.body_part}; wanted a chest radiograph")
+    return opened.dataset
 
 
 def _study_header(dataset: Dataset, name: str, key: bytes) -> StudyHeader:
@@ -64,18 +80,22 @@ def _study_header(dataset: Dataset, name: str, key: bytes) -> StudyHeader:
     if not study:
         refuse(name, "has no (0020,000D) Study Instance UID to group it by")
     patient, issuer = _text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID")
-    codes: Sequence[Dataset] = dataset.get("ViewCodeSequence") or [Dataset()]
-    orientation = dataset.get("PatientOrientation") or ""
     return StudyHeader(
         image_id=pseudonym("image", image, key),
         study_id=pseudonym("study", study, key),
         patient_id=pseudonym("patient", f"{patient}\\{issuer}" if issuer else patient, key) if patient else "",
-        view=view_of_dicom(
-            position=_text(dataset, "ViewPosition"),
-            code=_text(codes[0], "CodeValue"),
-            meaning=_text(codes[0], "CodeMeaning"),
-            orientation=orientation if isinstance(orientation, str) else "".join(orientation),
-        ),
+        view=_view(dataset),
+    )
+
+
+def _view(dataset: Dataset) -> str:
+    codes: Sequence[Dataset] = dataset.get("ViewCodeSequence") or [Dataset()]
+    orientation = dataset.get("PatientOrientation") or ""
+    return view_of_dicom(
+        position=_text(dataset, "ViewPosition"),
+        code=_text(codes[0], "CodeValue"),
+        meaning=_text(codes[0], "CodeMeaning"),
+        orientation=orientation if isinstance(orientation, str) else "".join(orientation),
     )
 
 

@@ -11,15 +11,15 @@ Axes: **B** images of a batch, **K** decoded pictures per image, **S** input sid
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from data.images import read_scaled
@@ -70,14 +70,30 @@ def encode_batch(
     B = len(slot.batch.ordinals)
     pictures = slot.pictures[:B].to(accelerator.device, non_blocking=True)
     for variant, payload in zip(identity.variants, slot.payloads, strict=True):
-        picture = pictures[:, 0 if variant in (PLAIN, FLIP) else int(variant.removeprefix("augmented_"))]
-        pixels = preprocessing.normalised(picture.flip(-1) if variant == FLIP else picture)
-        with accelerator.autocast():
-            maps = backbone(pixels.contiguous(memory_format=torch.channels_last)).float()
-        maps = pool_maps(maps) if identity.pool == 2 else maps
-        payload[:B].copy_(encode_maps(maps, identity.dtype), non_blocking=True)
+        stored = stored_maps(pictures, variant, backbone, preprocessing, identity, accelerator.autocast)
+        payload[:B].copy_(stored, non_blocking=True)
     if slot.copied is not None:
         slot.copied.record()
+
+
+def stored_maps(
+    pictures: Float[Tensor, "B K 1 S S"],
+    variant: str,
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    identity: CacheIdentity,
+    autocast: Callable[[], AbstractContextManager],
+) -> Shaped[Tensor, "B ..."]:
+    """The stored form of one variant's maps, on the device of the pictures.
+
+    Args:
+        autocast: Under which the backbone runs.
+    """
+    picture = pictures[:, 0 if variant in (PLAIN, FLIP) else int(variant.removeprefix("augmented_"))]
+    pixels = preprocessing.normalised(picture.flip(-1) if variant == FLIP else picture)
+    with autocast():
+        maps = backbone(pixels.contiguous(memory_format=torch.channels_last)).float()
+    return encode_maps(pool_maps(maps) if identity.pool == 2 else maps, identity.dtype)
 
 
 def extract_shards(

@@ -3,6 +3,7 @@
 N images of a forward pass (all views of its groups), G groups, C classes.
 """
 
+import torch
 from jaxtyping import Float, Int
 from timm.models import group_parameters
 from torch import Tensor, nn
@@ -43,9 +44,7 @@ class JointModel(nn.Module):
         buckets: Buckets,
     ) -> Float[Tensor, "G C"]:
         """Logits of each group; its images lie side by side, as in a `fusion.passes.Pass`."""
-        maps = self.backbone(images).to(self.fusion.slot_embedding.dtype)
-        if self.pool == 2:
-            maps = F.avg_pool2d(maps.permute(0, 3, 1, 2), 2, ceil_mode=True).permute(0, 2, 3, 1)
+        maps = live_maps(self.backbone, images, self.pool, self.fusion.slot_embedding.dtype)
         return self.fusion(maps, view_types, slots, buckets)
 
     def train(self, mode: bool = True) -> "JointModel":
@@ -54,6 +53,14 @@ class JointModel(nn.Module):
         for part in self.kept_still:
             part.eval()
         return self
+
+
+def live_maps(
+    backbone: Backbone, images: Float[Tensor, "N c h w"], pool: int, dtype: torch.dtype
+) -> Float[Tensor, "N H W D"]:
+    """Maps as a fusion model takes them, of the shape that the cache has, but stored in none of its forms."""
+    maps = backbone(images).to(dtype)
+    return F.avg_pool2d(maps.permute(0, 3, 1, 2), 2, ceil_mode=True).permute(0, 2, 3, 1) if pool == 2 else maps
 
 
 def stages_of(model: nn.Module) -> list[list[str]]:

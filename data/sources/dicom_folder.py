@@ -69,7 +69,7 @@ def read(
     if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(images)):
         raise InputError(f"{place}: the key must not lie in the data folder: whoever has both has the identifiers")
     frame, rejected = _headers(images, secret)
-    frame, mixed = _known_patients(frame, secret)
+    frame, mixed = known_patients(frame, secret)
     rejected = tuple(sorted([*rejected, *mixed]))
     if not len(frame):
         first = "; ".join(f"{path}: {reason}" for path, reason in rejected[:3]) or "it holds no files"
@@ -92,7 +92,9 @@ def _headers(images: Path, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, st
     root = Path(os.path.realpath(images))
     first: dict[str, str] = {}
     found, rejected = [], []
-    for path in tqdm(_files(images), desc="reading headers", unit="file", disable=None):  # silent where nobody looks
+    for path in tqdm(
+        files_below(images), desc="reading headers", unit="file", disable=None
+    ):  # silent where nobody looks
         shown = path.encode(errors="backslashreplace").decode()
         try:
             if shown != path or CONTROL.search(path) or LEAVES_ROOT.search(path):
@@ -111,7 +113,7 @@ def _headers(images: Path, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, st
     return pd.DataFrame(found, columns=columns, dtype="str"), rejected
 
 
-def _files(images: Path) -> list[str]:
+def files_below(images: Path) -> list[str]:
     """Paths of all files below a folder, sorted, and of links to folders, which are not entered."""
 
     def stop(error: OSError) -> None:
@@ -124,7 +126,7 @@ def _files(images: Path) -> list[str]:
     return sorted(found)
 
 
-def _known_patients(frame: pd.DataFrame, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+def known_patients(frame: pd.DataFrame, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     """One patient for each study: without a Patient ID its own one; with two, it is left out."""
     known = frame[frame["patient_id"] != ""].groupby("study_id")["patient_id"]
     counts = frame["study_id"].map(known.nunique()).fillna(0)
