@@ -3,7 +3,7 @@
 Axes: **C** classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +14,6 @@ from data.strict_json import read_json
 
 COPY_AGAIN = "copy the whole model folder again"
 BANDS = {"head": "Common in training", "medium": "Less common", "tail": "Rare"}
-
-
-@dataclass(frozen=True)
-class ClassNotes:
-    """What is known of a model's classes beside their names; empty where its folder does not say."""
-
-    bands: dict[str, str]
-    """head, medium or tail, by frequency in training."""
-    untested: frozenset[str]
-    """Classes without a positive case on validation: nobody knows how well the model tells them."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +41,31 @@ class Finding:
         return ">99 %" if self.probability > 0.99 else f"{100 * self.probability:.0f} %"
 
 
-def read_class_notes(model_folder: Path) -> ClassNotes:
-    """From a model folder's `metrics.json`, written when training ended."""
-    path = model_folder / "metrics.json"
-    scores = read_json(path, COPY_AGAIN).get("val", {}) if path.is_file() else {}
-    bands = {name: values.get("group") for name, values in scores.get("per_class", {}).items()}
-    known = {name: band for name, band in bands.items() if band in BANDS}
-    return ClassNotes(known, frozenset(scores.get("absent", [])))
+def untested_classes(folder: Path) -> frozenset[str]:
+    """Classes without a positive case on validation, by a model folder's `metrics.json`; none where it does not say.
+
+    Args:
+        folder: A model folder, or the result folder that holds it in `best/`.
+    """
+    for path in (folder / "best" / "metrics.json", folder / "metrics.json"):
+        if path.is_file():
+            return frozenset(read_json(path, COPY_AGAIN).get("val", {}).get("absent", []))
+    return frozenset()
 
 
 def rank_findings(
     classes: Sequence[str],
     probabilities: Float[np.ndarray, "C"],
     thresholds: Float[np.ndarray, "C"] | None,
-    notes: ClassNotes,
+    frequency: Mapping[str, str],
+    untested: Set[str],
 ) -> list[Finding]:
     """All classes, the most probable first; those that were never tested come last, whatever their number says.
 
     Args:
         probabilities: Calibrated ones where there are any: thresholds are meant for these.
+        frequency: head, medium or tail of the classes of which it is known.
+        untested: Classes without a positive case on validation; nobody knows how well the model tells them.
     """
     found = [
         Finding(
@@ -77,8 +73,8 @@ def rank_findings(
             name=name,
             probability=float(probabilities[c]),
             threshold=None if thresholds is None else float(thresholds[c]),
-            band=notes.bands.get(name),
-            tested=name not in notes.untested,
+            band=frequency.get(name),
+            tested=name not in untested,
         )
         for c, name in enumerate(classes)
     ]

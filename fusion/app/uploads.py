@@ -56,10 +56,3 @@ def shown_name(name: str) -> str:
         return last
     return f"{last[: LONGEST_NAME - 17]}…{last[-16:]}"
 
-
-def without_paths(message: str, upload: Upload) -> str:
-    """A reader's one-line message about a file, with the name on the page in place of the path on the server."""
-    said = message.replace(str(upload.path), "").lstrip(": ")
-    for part in sorted({str(upload.path.parent), str(upload.path.resolve().parent), upload.path.name}, key=len)[::-1]:
-        said = said.replace(part, "")
-    return said.lstrip("/: ") or "could not be read"
