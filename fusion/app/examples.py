@@ -1,5 +1,6 @@
 """Simulated test studies of the demo run, for whoever has no X-ray at hand. Real patients are never offered."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import numpy as np
 
 from data.errors import InputError
 from data.groups import group_images
+from data.images import ImageError
 from data.manifest import read_manifest
 from data.metrics import hard_labels
+from fusion.app.pictures import thumbnail
 from fusion.app.similar import SIMULATED
 from fusion.app.uploads import Upload
 
@@ -21,10 +24,23 @@ class Example:
     """A study that can be tried with one click."""
 
     title: str
+    pictures: tuple[str, ...]
+    """Its first two views, small, as data URIs."""
     uploads: tuple[Upload, ...]
     views: tuple[str, ...]
     truth: tuple[str, ...]
     """Findings that were put into the simulated chest."""
+
+
+def example_of(examples: Sequence[Example], number: object) -> Example:
+    """The example that a browser asks for.
+
+    Raises:
+        InputError: There is no such example.
+    """
+    if not isinstance(number, int) or not 0 <= number < len(examples):
+        raise InputError("There is no such example.")
+    return examples[number]
 
 
 def example_studies(run_dir: Path) -> list[Example]:
@@ -50,6 +66,11 @@ def example_studies(run_dir: Path) -> list[Example]:
     for at in chosen:
         g = usable[int(at)]
         files = [part.image_path(int(row)) for row in groups.rows[g]]
+        try:
+            pictures = tuple(thumbnail(path) for path in files[:2])
+        except ImageError:  # the images were moved or deleted since
+            continue
         uploads = tuple(Upload(path, f"simulated {v + 1}{path.suffix}") for v, path in enumerate(files))
-        examples.append(Example(f"Simulated study {len(examples) + 1}", uploads, views[g], findings[g]))
+        title = f"{len(examples) + 1}: {len(files)} views"
+        examples.append(Example(title, pictures, uploads, views[g], findings[g]))
     return examples

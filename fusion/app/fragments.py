@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fusion.app.examples import Example
 from fusion.app.findings import BANDS
 from fusion.app.pictures import grey_picture, heat_pictures
 from fusion.app.similar import Neighbour
@@ -37,9 +38,14 @@ def header(facts: str) -> str:
     return render("header.html", facts=facts)
 
 
-def welcome(num_examples: int) -> str:
+def welcome() -> str:
     """What to do, before there is a study."""
-    return render("welcome.html", max_files=MAX_FILES, max_mib=MAX_FILE_MIB, num_examples=num_examples)
+    return render("welcome.html", max_files=MAX_FILES, max_mib=MAX_FILE_MIB)
+
+
+def examples(studies: Sequence[Example]) -> str:
+    """Simulated studies as cards to click."""
+    return render("examples.html", examples=studies)
 
 
 def views(reading: Reading, explained: Explained | None = None) -> str:
@@ -64,11 +70,11 @@ def views(reading: Reading, explained: Explained | None = None) -> str:
     height, width, _ = study.parts.identity.map_shape
     return render(
         "views.html", views=cards, words=VIEW_WORDS, chosen=explained.finding if explained else None,
-        grid=f"{height} x {width} cells", most=max((abs(c["share"]) for c in cards if c["share"] is not None), default=1.0),
+        grid=f"{height} × {width} cells", most=max((abs(c["share"]) for c in cards if c["share"] is not None), default=1.0),
     )  # fmt: skip
 
 
-def findings(reading: Reading, chosen: int | None = None) -> str:
+def findings(reading: Reading, chosen: object = None) -> str:
     """The ranked list."""
     if reading.prediction is None:
         return ""

@@ -13,7 +13,7 @@ from gradio.data_classes import FileData, ListFiles
 
 from data.errors import InputError
 from fusion.app import fragments
-from fusion.app.examples import Example
+from fusion.app.examples import Example, example_of
 from fusion.app.similar import SimilarStudies
 from fusion.app.study import Reading, StudyReader
 from fusion.app.uploads import MAX_FILE_MIB, take
@@ -26,25 +26,25 @@ KEPT_S = 3600
 MAX_WAITING = 64
 MAX_SESSIONS = 128
 FONTS = ("Source Sans 3", "Segoe UI", "Helvetica Neue", "Noto Sans", "Liberation Sans", "Arial", "sans-serif")
-AGAIN = "This study is no longer in memory. Please drop it again."
 
 
 def build_page(reader: StudyReader, similar: SimilarStudies | None, examples: list[Example], facts: str) -> gr.Blocks:
     """The app's blocks, ready to launch."""
-    show = partial(shown, similar=similar)
+    show = partial(shown, reader, similar)
     with gr.Blocks(
         title="Chest X-ray fusion", analytics_enabled=False, delete_cache=(DELETE_EVERY_S, DELETE_AFTER_S)
     ) as page:
         state = gr.State(None, time_to_live=KEPT_S)
         part(fragments.header(facts))
         part(fragments.render("notice.html"), elem_id="notice")
-        files = gr.File(label="Views of one study", file_count="multiple", height=132, elem_id="drop")
-        files.preprocess = with_names  # a subclass would make gradio write a .pyi file beside this one
-        buttons = []
-        if examples:
-            with gr.Row(elem_id="examples"):
-                buttons = [gr.Button(one.title, size="sm", scale=0, min_width=170) for one in examples]
-        messages = part(fragments.welcome(len(examples)), elem_id="messages")
+        with gr.Row(elem_id="start"):
+            with gr.Column(scale=11, min_width=320):
+                files = gr.File(show_label=False, file_count="multiple", elem_id="drop")
+                files.preprocess = with_names  # a subclass would make gradio write a .pyi file beside this one
+            if examples:
+                with gr.Column(scale=10, min_width=320):
+                    cards = part(fragments.examples(examples), js_on_load=script("examples.js"))
+        messages = part(fragments.welcome(), elem_id="messages")
         with gr.Row(elem_id="result"):
             with gr.Column(scale=11, min_width=320):
                 viewer = part("", elem_id="viewer", js_on_load=script("viewer.js"))
@@ -59,25 +59,24 @@ def build_page(reader: StudyReader, similar: SimilarStudies | None, examples: li
             except InputError as error:
                 return *show(None, error=str(error)), None
 
-        def read_example(number: int) -> tuple[Any, ...]:
-            one = examples[number]
+        def read_example(event: gr.EventData) -> tuple[Any, ...]:
+            one = said(lambda: example_of(examples, event._data.get("number")))
             return show(reader.read(one.uploads, one.views, one.truth))
 
         def explain(reading: Reading | None, event: gr.EventData) -> str:
-            if reading is None:
-                raise gr.Error(AGAIN, print_exception=False)
-            return said(lambda: fragments.views(reading, reader.explain(reading, event._data.get("number"))))
+            study = present(reading)
+            return said(lambda: fragments.views(study, reader.explain(study, event._data.get("number"))))
 
         def correct(reading: Reading | None, event: gr.EventData) -> tuple[Any, ...]:
-            if reading is None:
-                raise gr.Error(AGAIN, print_exception=False)
-            told = event._data
-            return show(said(lambda: reader.corrected(reading, told.get("view"), told.get("type"))))
+            study, told = present(reading), event._data
+            return said(
+                lambda: show(reader.corrected(study, told.get("view"), told.get("type")), chosen=told.get("chosen"))
+            )
 
         quiet: dict[str, Any] = {"show_progress": "minimal"}
         files.upload(read_upload, [files], [*outputs, files], api_name="read", **quiet)
-        for number, button in enumerate(buttons):
-            button.click(partial(read_example, number), None, outputs, api_visibility="private", **quiet)
+        if examples:
+            cards.select(read_example, None, outputs, api_visibility="private", **quiet)
         findings.select(explain, [state], [viewer], api_visibility="private", show_progress="hidden")
         viewer.select(correct, [state], outputs, api_visibility="private", **quiet)
     page.queue(max_size=MAX_WAITING, api_open=False)
@@ -100,15 +99,26 @@ def script(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def shown(reading: Reading | None, similar: SimilarStudies | None, error: str = "") -> tuple[Any, ...]:
-    """State, messages, viewer, findings and neighbours of a study."""
+def shown(
+    reader: StudyReader, similar: SimilarStudies | None, reading: Reading | None, error: str = "", chosen: object = None
+) -> tuple[Any, ...]:
+    """State, messages, viewer, findings and neighbours of a study, with the chosen finding explained."""
     if reading is None or reading.prediction is None:
         return None, fragments.messages(reading, error), "", "", ""
+    explained = None if chosen is None else reader.explain(reading, chosen)
     near = ""
     if similar is not None:
         nearest = similar.nearest(reading.prediction.maps)
         near = fragments.similar(nearest, reading, len(similar), similar.by)
-    return reading, fragments.messages(reading), fragments.views(reading), fragments.findings(reading), near
+    views, findings = fragments.views(reading, explained), fragments.findings(reading, chosen)
+    return reading, fragments.messages(reading), views, findings, near
+
+
+def present(reading: Reading | None) -> Reading:
+    """The session's study, or a toast where it was forgotten."""
+    if reading is None:
+        raise gr.Error("This study is no longer in memory. Please drop it again.", print_exception=False)
+    return reading
 
 
 def said(ask: Callable[[], Any]) -> Any:

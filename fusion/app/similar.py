@@ -15,11 +15,11 @@ from torch import Tensor
 
 from data.cache import FeatureCache
 from data.errors import InputError
-from data.images import ImageError, read_image
+from data.images import ImageError
 from data.manifest import Manifest, read_manifest
 from data.metrics import hard_labels
 from data.views import VIEWS
-from fusion.app.pictures import grey_picture
+from fusion.app.pictures import thumbnail
 from fusion.grouping import GroupSet, cached_manifest, make_groups
 from fusion.model_parts import ModelParts
 from fusion.tail.features import Projection, pool_maps, pooled_groups, whitening
@@ -27,7 +27,6 @@ from fusion.tail.methods import COMPONENTS
 from fusion.tail.neighbours import unit_length
 
 MOST = 5
-THUMBNAIL = 96  # pixels
 SIMULATED = "phantom"
 """`source` of the only patients whose images may be shown."""
 
@@ -81,7 +80,7 @@ class SimilarStudies:
         if any(self.part.images["source"].iat[row] != SIMULATED for row in rows):
             return ()
         try:
-            return tuple(grey_picture(shrunk(read_image(self.part.image_path(row), THUMBNAIL))) for row in rows)
+            return tuple(thumbnail(self.part.image_path(row)) for row in rows)
         except ImageError:  # moved or deleted since: labels are enough
             return ()
 
@@ -113,8 +112,3 @@ def study_features(maps: Float[Tensor, "V H W D"]) -> Float32[np.ndarray, "E"]:
     """Pooled as `pooled_groups` pools cached maps."""
     return pool_maps(maps.float().cpu().numpy()).mean(axis=0)
 
-
-def shrunk(image: Float[np.ndarray, "_H _W"]) -> Float[np.ndarray, "_h _w"]:
-    """Every so many-th pixel, to about `THUMBNAIL` on the shorter side."""
-    step = max(1, min(image.shape) // THUMBNAIL)
-    return image[::step, ::step]

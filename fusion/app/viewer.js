@@ -6,6 +6,8 @@ element.addEventListener("input", (event) => {
   element.style.setProperty("--heat", event.target.value / 100);
 });
 element.addEventListener("change", (event) => {
-  if (event.target.matches(".view-type")) trigger("select", { view: Number(event.target.dataset.view), type: event.target.value });
+  if (!event.target.matches(".view-type")) return;
+  const chosen = element.querySelector(".viewer").dataset.chosen;
+  trigger("select", { view: Number(event.target.dataset.view), type: event.target.value, chosen: chosen ? Number(chosen) : null });
 });
 watch("value", () => { if (mix() && element.dataset.mix) mix().value = element.dataset.mix; });
