@@ -28,8 +28,11 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return record
 
 
-def check_keys(record: Any, wanted: Mapping[str, type], where: str) -> None:
+def check_keys(record: Any, wanted: Mapping[str, type], where: str, remedy: str = "fit it again") -> None:
     """Refuse a JSON object with other keys, or a value of another type (a bool is no number).
+
+    Args:
+        remedy: What makes such a file.
 
     Raises:
         InputError: names the first.
@@ -37,7 +40,7 @@ def check_keys(record: Any, wanted: Mapping[str, type], where: str) -> None:
     found = set(record) if isinstance(record, dict) else None
     if found != set(wanted):
         said = "no JSON object" if found is None else ", ".join(sorted(map(str, found))) or "none"
-        raise InputError(f"{where}: wanted the keys {', '.join(wanted) or 'none'}, found {said}; fit it again")
+        raise InputError(f"{where}: wanted the keys {', '.join(wanted) or 'none'}, found {said}; {remedy}")
     for key, kind in wanted.items():
         value = record[key]
         if isinstance(value, bool) or not isinstance(value, (float, int) if kind is float else kind):

@@ -19,6 +19,7 @@ from data.cache import read_cache_record
 from data.calibration import Calibration
 from data.config import parse_config
 from data.errors import InputError
+from data.manifest import CONTROL
 from data.predictions import read_predictions
 from data.shards import CacheIdentity
 from data.strict_json import read_json
@@ -152,7 +153,7 @@ def assembled(
     """
     if config.model.kind == "published":
         raise InputError(f"{folder}: model.kind published is for comparisons; a group's logits depend on its batch")
-    classes = tuple(load_json(folder / "classes.json")["classes"])
+    classes = read_classes(folder)
     preprocessing = Preprocessing.from_dict(load_json(folder / "preprocessing.json"))
     if backbone_folder is None:
         stage_one, backbone, fusion = _joint_networks(folder, config, preprocessing, identity, len(classes))
@@ -179,10 +180,26 @@ def assembled(
     )
 
 
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """The classes of a model folder.
+
+    Raises:
+        InputError: They are not a list of different names.
+    """
+    path = folder / "classes.json"
+    names = read_json(path, "copy the whole folder again").get("classes")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{path}: wanted a list of class names; copy the whole folder again")
+    if len(set(names)) < len(names) or any(CONTROL.search(name) for name in names):
+        raise InputError(f"{path}: a class name occurs twice or holds control characters; copy the whole folder again")
+    return tuple(names)
+
+
 def _frozen_backbone(
     folder: Path, preprocessing: Preprocessing, identity: CacheIdentity
 ) -> tuple[ExtractConfig, Backbone]:
     """Stage one's backbone, which must be the one that made the maps that the fusion model knows."""
+    read_config(ExtractConfig, folder / "config.yaml")  # says what is wrong with it
     teacher = load_teacher(folder)
     found, wanted = teacher.weights_sha256, identity.weights_sha256
     if found != wanted:
@@ -223,8 +240,12 @@ def read_config(config_class: Any, path: Path) -> Any:
 
 def _frequency(path: Path) -> dict[str, str]:
     """The frequency group of each class, as validation has it."""
-    per_class = _record(path).get("val", {}).get("per_class", {})
-    return {name: entry["group"] for name, entry in per_class.items() if entry.get("group")}
+    record: Any = _record(path)
+    for key in ("val", "per_class"):
+        record = record.get(key) if isinstance(record, dict) else None
+    entries = record.items() if isinstance(record, dict) else ()
+    groups = {name: entry.get("group") for name, entry in entries if isinstance(entry, dict)}
+    return {name: group for name, group in groups.items() if group in ("head", "medium", "tail")}
 
 
 def _record(path: Path) -> dict[str, Any]:

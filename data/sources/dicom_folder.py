@@ -92,9 +92,8 @@ def _headers(images: Path, key: bytes) -> tuple[pd.DataFrame, list[tuple[str, st
     root = Path(os.path.realpath(images))
     first: dict[str, str] = {}
     found, rejected = [], []
-    for path in tqdm(
-        files_below(images), desc="reading headers", unit="file", disable=None
-    ):  # silent where nobody looks
+    bar = tqdm(files_below(images), desc="reading headers", unit="file", disable=None)  # silent where nobody looks
+    for path in bar:
         shown = path.encode(errors="backslashreplace").decode()
         try:
             if shown != path or CONTROL.search(path) or LEAVES_ROOT.search(path):
