@@ -37,7 +37,7 @@ def thumbnail(path: Path) -> str:
     return grey_picture(image[::step, ::step])
 
 
-def heat_pictures(heat: Sequence[Float[np.ndarray, "H W"]]) -> list[str]:
+def heat_pictures(heat: Sequence[Float[np.ndarray, "_H _W"]]) -> list[str]:
     """One transparent PNG per view, to lie over its image.
 
     Colours run from 0 to the largest heat in any view, so a view that has less of it is fainter, as in
