@@ -3,23 +3,24 @@
 import ast
 import asyncio
 import base64
+import importlib
 import io
 import re
 import sys
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
-from tests.make_data import make_cache, make_manifest, write_images
-from tests.make_dicom import plain, ramp
-from tests.make_model import CLASSES, FREQUENCY, make_predictor
+import torch
 from PIL import Image
 
+from data.cache import FeatureCache
 from data.errors import InputError
 from data.manifest import Manifest, write_manifest
-from data.transforms import Preprocessing
 from fusion.app import fragments
 from fusion.app.command import make_page, private_gradio
 from fusion.app.examples import example_of, example_studies
@@ -28,7 +29,10 @@ from fusion.app.guard import Guard
 from fusion.app.pictures import heat_pictures
 from fusion.app.similar import load_similar
 from fusion.app.study import StudyReader
-from fusion.app.uploads import MAX_FILES, Upload, shown_name, take
+from fusion.app.uploads import MAX_FILE_MIB, MAX_FILES, Upload, shown_name, take
+from tests.make_data import make_cache, make_manifest, write_images
+from tests.make_dicom import plain, ramp
+from tests.make_model import CLASSES, FREQUENCY, make_predictor
 
 ROOT = Path(__file__).parents[1]
 USERS = 20
@@ -151,7 +155,9 @@ def test_a_corrected_view_is_the_view_that_was_told_from_the_start(tmp_path, rea
     assert np.abs(corrected.prediction.logits - first.prediction.logits).max() > 1e-6, "the view type is an input"
 
 
-@pytest.mark.parametrize(("number", "view"), [(2, "PA"), (-1, "PA"), ("0", "PA"), (None, "PA"), (0, "SIDE"), (0, ["PA"])])
+@pytest.mark.parametrize(
+    ("number", "view"), [(2, "PA"), (-1, "PA"), ("0", "PA"), (None, "PA"), (0, "SIDE"), (0, ["PA"])]
+)
 def test_what_a_browser_sends_is_checked(tmp_path, reader, number, view):
     reading = reader.read(uploads(tmp_path, a_png=png(1), b_png=png(2)))
     with pytest.raises(InputError, match="no such view"):
@@ -204,7 +210,9 @@ def test_raw_scores_are_called_raw_and_calibrated_ones_calibrated(tmp_path, read
 
 
 def test_file_names_are_text_on_the_page_and_never_markup(tmp_path, reader):
-    files = [Upload(file.path, f"<img src=x onerror=a()>{n}") for n, file in enumerate(uploads(tmp_path, a=png(1), b=b""))]
+    files = [
+        Upload(file.path, f"<img src=x onerror=a()>{n}") for n, file in enumerate(uploads(tmp_path, a=png(1), b=b""))
+    ]
     reading = reader.read(files)
     pages = fragments.views(reading) + fragments.messages(reading) + fragments.messages(None, "<b>")
     assert "<img src=x" not in pages
@@ -243,7 +251,9 @@ def index_run(folder: Path, source: str, weights: str = "ab") -> Manifest:
     write_images(made)
     write_manifest(made, folder / "manifest.csv")
     parts = make_predictor().parts
-    make_cache(folder / "cache", made, parts.identity.map_shape, weights=weights, preprocessing=parts.identity.preprocessing)
+    make_cache(
+        folder / "cache", made, parts.identity.map_shape, weights=weights, preprocessing=parts.identity.preprocessing
+    )
     return made
 
 
@@ -253,11 +263,7 @@ def test_a_training_study_finds_itself_and_only_simulated_ones_show_images(tmp_p
     similar = load_similar(tmp_path, make_predictor().parts)
     assert len(similar) == made.of_split("train").images["study_id"].nunique()
     number = 4
-    cache = make_cache(tmp_path / "again", made, similar_shape := make_predictor().parts.identity.map_shape)
-    assert cache.identity.map_shape == similar_shape
-    import torch
-
-    maps = torch.from_numpy(cache.read(similar.groups.ordinals[number]))
+    maps = torch.from_numpy(FeatureCache(tmp_path / "cache").read(similar.groups.ordinals[number]))
     near = similar.nearest(maps)
     labels = [name for name, y in zip(made.classes, similar.groups.labels[number], strict=True) if y == 1]
     assert near[0].similarity == pytest.approx(1, abs=1e-3)
@@ -299,7 +305,9 @@ def test_only_the_page_imports_gradio():
     names = {}
     for path in (path for folder in ("data", "extract", "fusion") for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            modules = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            )
             if any(name.split(".")[0].startswith("gradio") for name in modules):
                 names[path.name] = path
     assert set(names) == {"page.py"}
@@ -327,3 +335,86 @@ def test_the_guard_serves_the_page_to_this_machine_and_no_files_to_anybody():
     assert ask_guard("/", "evil.example:7860")[0] == ask_guard("/", "")[0] == 403
     for path in ("/gradio_api/file=/etc/passwd", "/file=x", "/gradio_api/stream/a/b", "/gradio_api/proxy=http://x"):
         assert ask_guard(path, "127.0.0.1")[0] == 404
+
+
+# What follows needs gradio, which pins Pillow below 13 and is no part of the core.
+
+
+@pytest.fixture(scope="module")
+def served(reader):
+    """The app on a free port, and its temporary folder."""
+    with private_gradio(local=True) as folder:
+        pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[app]'")
+        from fusion.app.page import build_page, launch_options
+
+        page = build_page(reader, None, [], "A model made up for a test.")
+        _, url, _ = page.launch(**launch_options(), prevent_thread_lock=True)
+        yield url.rstrip("/"), folder, page
+        page.close()
+    assert not folder.exists(), "uploads go with the server"
+
+
+def as_user(url: str, folder: Path, number: int) -> str:
+    """Upload an own study of one or two views, and a broken file; everything that comes back, as text."""
+    from gradio_client import Client, handle_file
+
+    own = folder / f"user{number}"
+    own.mkdir()
+    names = [f"canary{number:03d}x{view}.png" for view in range(1 + number % 2)]
+    for view, name in enumerate(names):
+        (own / name).write_bytes(png(100 * number + view))
+    (own / f"broken{number:03d}x.dcm").write_bytes(plain(ramp(), **CANARIES)[:900])
+    files = [handle_file(own / name) for name in (*names, f"broken{number:03d}x.dcm")]
+    client = Client(url, verbose=False, httpx_kwargs={"trust_env": False})
+    return "\n".join(str(part) for part in client.predict(files, api_name="/read"))
+
+
+def test_twenty_users_at_once_get_each_their_own_study(served, reader, tmp_path):
+    url, temporary, _ = served
+    with ThreadPoolExecutor(USERS) as users:
+        pages = list(users.map(lambda number: as_user(url, tmp_path, number), range(USERS)))
+    for number, page in enumerate(pages):
+        assert set(re.findall(r"canary(\d+)x", page)) == {f"{number:03d}"}
+        assert set(re.findall(r"broken(\d+)x", page)) == {f"{number:03d}"}
+        own = sorted((tmp_path / f"user{number}").glob("*.png"))
+        alone = reader.read([Upload(path, path.name) for path in own])
+        assert fragments.findings(alone) in page
+        assert str(temporary) not in page
+        texts = re.sub(r"base64,[^\"]+", "", page)
+        assert not [value for value in CANARIES.values() for part in value.split("^") if part in texts]
+        assert "Traceback" not in page
+
+
+def fetched(url: str) -> tuple[int, str]:
+    request = urllib.request.Request(url)
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_no_upload_and_no_file_of_the_server_can_be_fetched(served, tmp_path):
+    url, temporary, _ = served
+    as_user(url, tmp_path, 1)
+    kept = [path for path in temporary.rglob("*") if path.is_file()]
+    assert kept, "uploads wait in the private folder until they are deleted"
+    assert temporary.stat().st_mode & 0o077 == 0
+    for path in (*kept, "/etc/passwd", ROOT / "pyproject.toml"):
+        assert fetched(f"{url}/gradio_api/file={path}")[0] == 404
+    status, page = fetched(url)
+    assert status == 200
+    assert "googleapis" not in page
+    assert str(temporary) not in page
+
+
+def test_the_app_is_launched_for_this_machine_alone(served):
+    _, _, page = served
+    options = importlib.import_module("fusion.app.page").launch_options()
+    assert options["server_name"] == page.server_name == "127.0.0.1"
+    assert not page.share
+    assert not page.analytics_enabled
+    assert not page.run_history
+    assert page.max_file_size == MAX_FILE_MIB * 2**20
+    assert page.delete_cache == (10, 120)
+    assert page._queue.max_size == 64

@@ -76,7 +76,11 @@ def private_gradio(local: bool) -> Iterator[Path]:
     Args:
         local: The model is on this disk, so that nothing needs a network at all.
     """
-    settings = {"GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+    settings = {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }
     if local:
         settings |= {"HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory(prefix="cxr-fusion-app-") as folder:

@@ -69,9 +69,13 @@ def views(reading: Reading, explained: Explained | None = None) -> str:
     ]
     height, width, _ = study.parts.identity.map_shape
     return render(
-        "views.html", views=cards, words=VIEW_WORDS, chosen=explained.finding if explained else None,
-        grid=f"{height} × {width} cells", most=max((abs(c["share"]) for c in cards if c["share"] is not None), default=1.0),
-    )  # fmt: skip
+        "views.html",
+        views=cards,
+        words=VIEW_WORDS,
+        chosen=explained.finding if explained else None,
+        grid=f"{height} by {width} cells",
+        most=max((abs(card["share"]) for card in cards if card["share"] is not None), default=1.0),
+    )
 
 
 def findings(reading: Reading, chosen: object = None) -> str:

@@ -111,4 +111,3 @@ def load_similar(run_dir: Path, parts: ModelParts) -> SimilarStudies:
 def study_features(maps: Float[Tensor, "V H W D"]) -> Float32[np.ndarray, "E"]:
     """Pooled as `pooled_groups` pools cached maps."""
     return pool_maps(maps.float().cpu().numpy()).mean(axis=0)
-

@@ -140,4 +140,3 @@ class StudyReader:
             self.untested,
         )
         return Reading(opened, study, tuple(findings), rejected, truth)
-

@@ -1,4 +1,4 @@
-"""What may be uploaded, and how a file is called on the page: by the name it was uploaded with, and nothing of the path.
+"""What may be uploaded, and what a file is called on the page: the name it was uploaded with, and nothing of its path.
 
 The limits keep one careless drop from filling memory for everybody else; the server refuses larger files while they
 arrive, and everything else is refused here, before anything is decoded.
@@ -55,4 +55,3 @@ def shown_name(name: str) -> str:
     if len(last) <= LONGEST_NAME:
         return last
     return f"{last[: LONGEST_NAME - 17]}…{last[-16:]}"
-
