@@ -205,7 +205,7 @@ def test_raw_scores_are_called_raw_and_calibrated_ones_calibrated(tmp_path, read
     page = fragments.findings(calibrated)
     assert "about 3 in 10 were present" in page
     assert "not calibrated" not in page
-    assert re.findall(r'class="row called".*?class="name">(\w+)', page, re.DOTALL) == ["Nodule"]
+    assert re.findall(r'class="finding called".*?class="name">(\w+)', page, re.DOTALL) == ["Nodule"]
     assert page.count("25 %") == 4
 
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def make_page(model: str, index: Path | None = None):
 
 
 @contextmanager
-def private_gradio(local: bool) -> Iterator[Path]:
+def private_gradio(local: bool) -> Generator[Path]:
     """An own temporary folder for uploads, and nothing sent anywhere; gradio reads all this when it is imported.
 
     Args:

@@ -71,6 +71,6 @@ def example_studies(run_dir: Path) -> list[Example]:
         except ImageError:  # the images were moved or deleted since
             continue
         uploads = tuple(Upload(path, f"simulated {v + 1}{path.suffix}") for v, path in enumerate(files))
-        title = f"{len(examples) + 1}: {len(files)} views"
+        title = f"Study {len(examples) + 1}"
         examples.append(Example(title, pictures, uploads, views[g], findings[g]))
     return examples

@@ -4,7 +4,7 @@ function sortRows(order) {
   const list = element.querySelector(".findings > .list");
   if (!list) return;
   list.classList.toggle("by-rank", order === "rank");
-  const rows = [...list.querySelectorAll(".row")], titles = [...list.querySelectorAll(".band-title")];
+  const rows = [...list.querySelectorAll(".finding")], titles = [...list.querySelectorAll(".band-title")];
   if (order === "rank") list.append(...titles, ...rows.sort((a, b) => a.dataset.rank - b.dataset.rank));
   else titles.concat(null).forEach((title) => {
     const own = rows.filter((row) => (title ? row.dataset.band === title.dataset.band : row.dataset.band === "none"));
@@ -13,10 +13,10 @@ function sortRows(order) {
   });
 }
 element.addEventListener("click", (event) => {
-  const order = event.target.closest(".order button"), row = event.target.closest(".row");
+  const order = event.target.closest(".order button"), row = event.target.closest(".finding");
   if (order) sortRows((element.dataset.order = order.dataset.order));
   if (!row) return;
-  element.querySelectorAll(".row").forEach((other) => other.setAttribute("aria-pressed", String(other === row)));
+  element.querySelectorAll(".finding").forEach((other) => other.setAttribute("aria-pressed", String(other === row)));
   trigger("select", { number: Number(row.dataset.number) });
   if (window.innerWidth < 740) document.querySelector("#viewer")?.scrollIntoView({ behavior: "smooth", block: "start" });
 });

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fusion.app.examples import Example
@@ -15,7 +16,7 @@ from fusion.app.uploads import MAX_FILE_MIB, MAX_FILES
 
 FOLDER = Path(__file__).parent
 VIEW_WORDS = {"PA": "PA", "AP": "AP", "LATERAL": "Lateral", "OTHER": "Other", "UNKNOWN": "Unknown"}
-ORIGINS = {"header": "read from the file", "user": "as told", "unknown": "not in the file: please choose"}
+ORIGINS = {"header": "read from the file", "user": "as given", "unknown": "not in the file: please choose"}
 CALIBRATED = "Calibrated: of findings shown with 30 %, about 3 in 10 were present in held-out studies."
 RAW = "Raw scores, not calibrated: 30 % does not mean 3 in 10. Compare them with each other only."
 WITH_THRESHOLDS = "Bold: above the finding's own threshold, the mark on its bar."
@@ -24,8 +25,8 @@ WITH_THRESHOLDS = "Bold: above the finding's own threshold, the mark on its bar.
 @cache
 def environment() -> Environment:
     """Templates are parsed once."""
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return Environment(loader=FileSystemLoader(FOLDER), **options)
+    loader = FileSystemLoader(FOLDER)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def render(name: str, **values: object) -> str:
@@ -74,7 +75,7 @@ def views(reading: Reading, explained: Explained | None = None) -> str:
         words=VIEW_WORDS,
         chosen=explained.finding if explained else None,
         grid=f"{height} by {width} cells",
-        most=max((abs(card["share"]) for card in cards if card["share"] is not None), default=1.0),
+        most=float(np.abs(explained.shares).max()) if explained and explained.shares is not None else 1.0,
     )
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-from gradio.data_classes import FileData, ListFiles
+import gradio as gr  # ty: ignore[import-not-found]
+from gradio.data_classes import FileData, ListFiles  # ty: ignore[import-not-found]
 
 from data.errors import InputError
 from fusion.app import fragments
@@ -131,7 +131,7 @@ def said(ask: Callable[[], Any]) -> Any:
 
 def launch_options() -> dict[str, Any]:
     """How the page is served: to this machine alone, with nothing of gradio's that talks to others or keeps runs."""
-    from starlette.middleware import Middleware
+    from starlette.middleware import Middleware  # ty: ignore[import-not-found]
 
     from fusion.app.guard import Guard
 
