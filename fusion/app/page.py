@@ -3,8 +3,7 @@
 A session's study lives in its `gr.State`, in memory; nothing of a session is kept anywhere else.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,58 @@ KEPT_S = 3600
 """A study is forgotten after this time without a click."""
 MAX_WAITING = 64
 MAX_SESSIONS = 128
+Answer = tuple[Any, ...]
+"""State, messages, viewer, findings and neighbours."""
 FONTS = ("Source Sans 3", "Segoe UI", "Helvetica Neue", "Noto Sans", "Liberation Sans", "Arial", "sans-serif")
 
 
-def build_page(reader: StudyReader, similar: SimilarStudies | None, examples: list[Example], facts: str) -> gr.Blocks:
+class Actions:
+    """What the page asks for. Shared by all sessions, it holds nothing of theirs; see `Answer` for what comes back."""
+
+    def __init__(self, reader: StudyReader, similar: SimilarStudies | None, examples: Sequence[Example]) -> None:
+        self.reader, self.similar, self.examples = reader, similar, examples
+
+    def read(self, uploaded: list[tuple[str, str]]) -> Answer:
+        """Read what was dropped; the last value empties the drop zone for the next study."""
+        try:
+            return *self.shown(self.reader.read(take(uploaded))), None
+        except InputError as error:
+            return None, fragments.messages(None, str(error)), "", "", "", None
+
+    def read_example(self, event: gr.EventData) -> Answer:
+        """Read a simulated study."""
+        one = said(lambda: example_of(self.examples, event._data.get("number")))
+        return self.shown(self.reader.read(one.uploads, one.views, one.truth))
+
+    def explain(self, reading: Reading | None, event: gr.EventData) -> str:
+        """Lay the heat of a finding over the views."""
+        study = present(reading)
+        return said(lambda: fragments.views(study, self.reader.explain(study, event._data.get("number"))))
+
+    def correct(self, reading: Reading | None, event: gr.EventData) -> Answer:
+        """Predict again with another view type; the chosen finding stays."""
+        study, told = present(reading), event._data
+        corrected = said(lambda: self.reader.corrected(study, told.get("view"), told.get("type")))
+        return said(lambda: self.shown(corrected, told.get("chosen")))
+
+    def shown(self, reading: Reading, chosen: object = None) -> Answer:
+        """A study, with the chosen finding explained."""
+        if reading.prediction is None:
+            return None, fragments.messages(reading), "", "", ""
+        explained, near = None if chosen is None else self.reader.explain(reading, chosen), ""
+        if self.similar is not None:
+            nearest = self.similar.nearest(reading.prediction.maps)
+            near = fragments.similar(nearest, reading, len(self.similar), self.similar.by)
+        views, findings = fragments.views(reading, explained), fragments.findings(reading, chosen)
+        return reading, fragments.messages(reading), views, findings, near
+
+
+def build_page(
+    reader: StudyReader, similar: SimilarStudies | None, examples: Sequence[Example], facts: str
+) -> gr.Blocks:
     """The app's blocks, ready to launch."""
-    show = partial(shown, reader, similar)
-    with gr.Blocks(
-        title="Chest X-ray fusion", analytics_enabled=False, delete_cache=(DELETE_EVERY_S, DELETE_AFTER_S)
-    ) as page:
+    actions, cleaning = Actions(reader, similar, examples), (DELETE_EVERY_S, DELETE_AFTER_S)
+    with gr.Blocks(title="Chest X-ray fusion", analytics_enabled=False, delete_cache=cleaning) as page:
         state = gr.State(None, time_to_live=KEPT_S)
         part(fragments.header(facts))
         part(fragments.render("notice.html"), elem_id="notice")
@@ -41,44 +83,20 @@ def build_page(reader: StudyReader, similar: SimilarStudies | None, examples: li
             with gr.Column(scale=11, min_width=320):
                 files = gr.File(show_label=False, file_count="multiple", elem_id="drop")
                 files.preprocess = with_names  # a subclass would make gradio write a .pyi file beside this one
-            if examples:
-                with gr.Column(scale=10, min_width=320):
-                    cards = part(fragments.examples(examples), js_on_load=script("examples.js"))
+            with gr.Column(scale=10, min_width=320, visible=bool(examples)):
+                cards = part(fragments.examples(examples), js_on_load=script("examples.js"))
         messages = part(fragments.welcome(), elem_id="messages")
         with gr.Row(elem_id="result"):
             with gr.Column(scale=11, min_width=320):
                 viewer = part("", elem_id="viewer", js_on_load=script("viewer.js"))
             with gr.Column(scale=10, min_width=320):
                 findings = part("", elem_id="findings", js_on_load=script("findings.js"))
-        neighbours = part("", elem_id="similar")
-        outputs = [state, messages, viewer, findings, neighbours]
-
-        def read_upload(uploaded: list[tuple[str, str]]) -> tuple[Any, ...]:
-            try:
-                return *show(reader.read(take(uploaded))), None
-            except InputError as error:
-                return *show(None, error=str(error)), None
-
-        def read_example(event: gr.EventData) -> tuple[Any, ...]:
-            one = said(lambda: example_of(examples, event._data.get("number")))
-            return show(reader.read(one.uploads, one.views, one.truth))
-
-        def explain(reading: Reading | None, event: gr.EventData) -> str:
-            study = present(reading)
-            return said(lambda: fragments.views(study, reader.explain(study, event._data.get("number"))))
-
-        def correct(reading: Reading | None, event: gr.EventData) -> tuple[Any, ...]:
-            study, told = present(reading), event._data
-            return said(
-                lambda: show(reader.corrected(study, told.get("view"), told.get("type")), chosen=told.get("chosen"))
-            )
-
-        quiet: dict[str, Any] = {"show_progress": "minimal"}
-        files.upload(read_upload, [files], [*outputs, files], api_name="read", **quiet)
-        if examples:
-            cards.select(read_example, None, outputs, api_visibility="private", **quiet)
-        findings.select(explain, [state], [viewer], api_visibility="private", show_progress="hidden")
-        viewer.select(correct, [state], outputs, api_visibility="private", **quiet)
+        outputs = [state, messages, viewer, findings, part("", elem_id="similar")]
+        quiet: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
+        files.upload(actions.read, [files], [*outputs, files], api_name="read", show_progress="minimal")
+        cards.select(actions.read_example, None, outputs, **quiet)
+        findings.select(actions.explain, [state], [viewer], **quiet | {"show_progress": "hidden"})
+        viewer.select(actions.correct, [state], outputs, **quiet)
     page.queue(max_size=MAX_WAITING, api_open=False)
     return page
 
@@ -97,21 +115,6 @@ def part(html: str, **options: Any) -> gr.HTML:
 def script(name: str) -> str:
     """A script beside this file."""
     return (FOLDER / name).read_text(encoding="utf-8")
-
-
-def shown(
-    reader: StudyReader, similar: SimilarStudies | None, reading: Reading | None, error: str = "", chosen: object = None
-) -> tuple[Any, ...]:
-    """State, messages, viewer, findings and neighbours of a study, with the chosen finding explained."""
-    if reading is None or reading.prediction is None:
-        return None, fragments.messages(reading, error), "", "", ""
-    explained = None if chosen is None else reader.explain(reading, chosen)
-    near = ""
-    if similar is not None:
-        nearest = similar.nearest(reading.prediction.maps)
-        near = fragments.similar(nearest, reading, len(similar), similar.by)
-    views, findings = fragments.views(reading, explained), fragments.findings(reading, chosen)
-    return reading, fragments.messages(reading), views, findings, near
 
 
 def present(reading: Reading | None) -> Reading:
