@@ -84,5 +84,12 @@ def private_gradio(local: bool) -> Generator[Path]:
     if local:
         settings |= {"HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory(prefix="cxr-fusion-app-") as folder:
-        os.environ |= settings | {"GRADIO_TEMP_DIR": folder}
-        yield Path(folder)
+        settings["GRADIO_TEMP_DIR"] = folder
+        before = {name: os.environ[name] for name in settings if name in os.environ}
+        os.environ |= settings
+        try:
+            yield Path(folder)
+        finally:
+            for name in settings:
+                del os.environ[name]
+            os.environ |= before
