@@ -1,6 +1,8 @@
 """The command `scripts/app.py`: a page on this machine that reads one study at a time with a trained model."""
 
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ def serve(model: str, index: Path | None = None, port: int = PORT) -> None:
     """
     with private_gradio(local=Path(model).exists()):
         page, options = make_page(model, index)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # uploads are deleted then, too
         print(f"http://127.0.0.1:{port}  (only on this machine; Ctrl-C ends it)", flush=True)
         try:
             page.launch(**options | {"server_port": port})
