@@ -416,5 +416,5 @@ def test_the_app_is_launched_for_this_machine_alone(served):
     assert not page.analytics_enabled
     assert not page.run_history
     assert page.max_file_size == MAX_FILE_MIB * 2**20
-    assert page.delete_cache == (10, 120)
+    assert page.delete_cache == (10, 600)
     assert page._queue.max_size == 64

@@ -18,7 +18,7 @@ from fusion.app.study import Reading, StudyReader
 from fusion.app.uploads import MAX_FILE_MIB, take
 
 FOLDER = Path(__file__).parent
-DELETE_EVERY_S, DELETE_AFTER_S = 10, 120
+DELETE_EVERY_S, DELETE_AFTER_S = 10, 600
 """Uploads are deleted this long after they came: a queue may be waiting, and equal files of two users are one file."""
 KEPT_S = 3600
 """A study is forgotten after this time without a click."""
