@@ -1,7 +1,8 @@
 """Tiny data sets, made up in a temporary folder: images with a manifest, and feature caches without any image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -63,6 +64,7 @@ def make_cache(
     variants: tuple[str, ...] = ("plain",),
     weights: str = "ab",
     trained: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> FeatureCache:
     """A cache of random maps for all images of a manifest, made by a backbone that has learned from some patients."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ def make_cache(
     identity = CacheIdentity(
         backbone="made up",
         weights_sha256=weights * 32,
-        preprocessing={"size": 24},
+        preprocessing=dict(preprocessing or {"size": 24}),
         map_shape=map_shape,
         images_sha256="cd" * 32,
         num_images=len(order),

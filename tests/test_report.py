@@ -181,7 +181,7 @@ def test_asking_about_new_pictures_is_asking_about_their_cached_maps(finished):
     trained = one.trained
     part, groups = trained.groups_of_split("test")
     number = next(g for g, types in enumerate(groups.view_types) if types.tolist() == [0, 2])  # PA and lateral
-    pictures = [read_image(part.image_path(row)) for row in groups.rows[number]]
+    pictures = [read_image(part.image_path(int(row))) for row in groups.rows[number]]
     answer = ask(trained, own_backbone(one, trained), pictures)
     assert answer.shape == (1, 3, len(CLASSES))
     with torch.no_grad():

@@ -47,7 +47,7 @@ def require_one_backbone(cache: FeatureCache, ordinals: Int[np.ndarray, "n"]) ->
 
 def pooled_images(cache: FeatureCache, ordinals: Int[np.ndarray, "n"], variant: int = 0) -> Float32[np.ndarray, "n D"]:
     """Mean and maximum over each map, in the order given."""
-    parts = [_pool(cache.read(ordinals[at : at + BATCH], variant)) for at in range(0, len(ordinals), BATCH)]
+    parts = [pool_maps(cache.read(ordinals[at : at + BATCH], variant)) for at in range(0, len(ordinals), BATCH)]
     return np.concatenate(parts) if parts else np.empty((0, 2 * cache.identity.map_shape[2]), dtype=np.float32)
 
 
@@ -57,7 +57,8 @@ def mean_of_views(images: Float32[np.ndarray, "n D"], num_views: Int[np.ndarray,
     return np.add.reduceat(images, starts, axis=0) / num_views[:, None].astype(np.float32)
 
 
-def _pool(maps: Float[np.ndarray, "n H W channels"]) -> Float32[np.ndarray, "n D"]:
+def pool_maps(maps: Float[np.ndarray, "n H W channels"]) -> Float32[np.ndarray, "n D"]:
+    """Mean and maximum over each map."""
     maps = maps.astype(np.float32)
     return np.concatenate([maps.mean(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1)
 

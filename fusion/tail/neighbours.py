@@ -27,7 +27,7 @@ def nearest(
     """Cosine similarity and number of the nearest training groups, nearest first; K = min(most, M)."""
     import faiss  # brings an OpenMP of its own: load it only where it is used
 
-    train, queries = _unit(train), _unit(queries)
+    train, queries = unit_length(train), unit_length(queries)
     index = faiss.IndexFlatIP(train.shape[1])
     index.add(train)
     similarities, numbers = index.search(queries, min(most, len(train)))
@@ -62,6 +62,7 @@ def vote(
     return scores
 
 
-def _unit(features: Float[np.ndarray, "G D"]) -> Float32[np.ndarray, "G D"]:
+def unit_length(features: Float[np.ndarray, "G D"]) -> Float32[np.ndarray, "G D"]:
+    """Rows of length 1, as faiss takes them."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return np.ascontiguousarray(features / np.maximum(lengths, 1e-12), dtype=np.float32)

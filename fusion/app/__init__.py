@@ -1,0 +1,1 @@
+"""The browser app: one study in, its findings, heat maps and similar studies out. Only `page` imports gradio."""
