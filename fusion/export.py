@@ -15,8 +15,9 @@ transformer and in the head, **Q** queries of the head.
 import copy
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ Run = Callable[[Tensor, Tensor, Tensor], Float32[np.ndarray, "classes"]]
 
 
 class StudyNetwork(nn.Module):
-    """Backbone and fusion model for one study, on copies of nothing but the backbone: its layout in memory changes."""
+    """Backbone and fusion model for one study. The backbone is a copy, for its layout in memory changes."""
 
     def __init__(self, parts: ModelParts) -> None:
         super().__init__()
@@ -56,13 +57,13 @@ class StudyNetwork(nn.Module):
         Args:
             images: Preprocessed, normalised.
             view_types: Numbers into `VIEWS`.
-            slots: 0 to V - 1, in canonical order of the views.
+            slots: 0 to V - 1 with the views in canonical order; they go in rounds over the model's slots.
         """
         fusion = self.fusion
         types = torch.full_like(view_types, UNKNOWN) if self.hide_types else view_types
         maps = live_maps(self.backbone, images, self.pool, fusion.slot_embedding.dtype)
-        x = fusion.tokens(maps, types, slots).flatten(0, 1)
-        for block in fusion.blocks:
+        x = fusion.tokens(maps, types, slots % len(fusion.slot_embedding)).flatten(0, 1)
+        for block in cast(Iterable[Block], fusion.blocks):
             x = x + attend(block, block.norm_attention(x))
             x = x + block.feed_forward(block.norm_feed_forward(x))
         x = fusion.norm_out(x)
@@ -142,8 +143,8 @@ def check_format(path: Path) -> None:
         raise InputError(f"--out {path}: the name must end in .onnx or, for torch.export, in .pt2")
     if path.suffix == ".onnx":
         try:
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
+            import onnxruntime  # noqa: F401  # ty: ignore[import-not-found]
+            import onnxscript  # noqa: F401  # ty: ignore[import-not-found]
         except ImportError as error:
             raise InputError(
                 f"--out {path}: ONNX needs the package {error.name}; pip install -e '.[onnx]', or write a .pt2 file"
@@ -160,7 +161,7 @@ def load_exported(path: Path) -> Run:
                 return module(*inputs).numpy()
 
         return run
-    import onnxruntime
+    import onnxruntime  # ty: ignore[import-not-found]
 
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     return lambda *inputs: session.run(None, {n: x.numpy() for n, x in zip(NAMES, inputs, strict=True)})[0]

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command(lambda: export(options.model, options.out))
 
 
-def export(model: str | Path, out: Path) -> list[Parity]:
+def export(model: str | Path, out: Path) -> None:
     """Write `out` and print how far its logits are from the model's; nothing is left where that is too far.
 
     Raises:
@@ -78,7 +78,6 @@ def export(model: str | Path, out: Path) -> list[Parity]:
     finally:
         temporary.unlink(missing_ok=True)
     print("\n".join(said_of(predictor, out)))
-    return rows
 
 
 def parity(predictor: Predictor, run: Run) -> list[Parity]:
@@ -105,10 +104,11 @@ def compared(predictor: Predictor, run: Run, opened: Sequence[Opened]) -> Parity
     grey = torch.from_numpy(prediction.images[prediction.order])[:, None]
     pixels = parts.preprocessing.normalised(grey).contiguous()
     types = torch.tensor([VIEWS.index(prediction.views[v].view) for v in prediction.order])
+    number = torch.arange(len(opened))
     slots = torch.from_numpy(slots_in_order(len(opened), parts.config.model.num_slots))
     maps = live_maps(parts.backbone, pixels, parts.identity.pool, torch.float32)
     said = parts.fusion(maps[None], prediction.view_types[None], slots[None])[0].numpy()
-    found = run(pixels.clone(), types, slots)
+    found = run(pixels.clone(), types, number)
     far = [float(np.abs(found - wanted).max()) for wanted in (said, prediction.plain_logits())]
     return Parity(len(opened), *far)
 
@@ -138,8 +138,8 @@ def said_of(predictor: Predictor, out: Path) -> list[str]:
     parts, plain = predictor.parts, predictor.parts.preprocessing
     size = f"(V {plain.channels} {plain.size} {plain.size})"
     lines = [
-        f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB: images {size} float32, view_types (V) int64, slots (V) int64 ->"
-        f" logits ({len(parts.classes)}); V from 1 to {MAX_VIEWS}",
+        f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB: images {size} float32, view_types (V) int64, slots (V) int64"
+        f" -> logits ({len(parts.classes)}); V from 1 to {MAX_VIEWS}",
         f"view types: {', '.join(f'{number} {view}' for number, view in enumerate(VIEWS))}; slots 0, 1, ... in the"
         " order of view types",
     ]

@@ -15,12 +15,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.audit.page import cell
 from data.config import read_yaml
-from data.manifest import SPLITS, read_manifest
+from data.manifest import read_manifest
 from data.runs import read_metrics
 from data.spans import span
 from data.strict_json import read_json
-from data.views import VIEWS
-from fusion.evaluate.report import HEADLINES, evaluate
+from fusion.evaluate.report import HEADLINES, evaluate, thresholds_line
 from fusion.evaluate.source import find_source
 from fusion.evaluate.strata import NUM_VIEWS, VIEW, read_about
 from fusion.model_parts import ModelParts
@@ -122,8 +121,8 @@ def model_card(facts: RunFacts, license_id: str | None = None) -> str:
         shareable=may_be_shared(facts),
         groups="studies" if facts.parts.config.grouping.by == "study" else "patients",
         thresholds=[] if facts.parts.fitted is None else thresholds_of(facts.parts),
-        splits=SPLITS,
-        views=VIEWS,
+        thresholds_from="" if report is None else thresholds_line(report),
+        untrained=[] if facts.manifest is None else untrained(facts.manifest["splits"]["train"]),
         version=importlib.metadata.version("cxr-fusion"),
         not_recorded=NOT_RECORDED,
     )
@@ -138,8 +137,9 @@ def front_matter(facts: RunFacts, license_id: str | None) -> str:
         metrics=["mAP", "roc_auc"],
         model_name=f"chest X-ray fusion on {facts.parts.stage_one.backbone.name}",
         eval_results=results_for_hub(facts),
-        **licence_fields(facts, license_id),
     )
+    for key, value in licence_fields(facts, license_id).items():
+        setattr(card, key, value)
     return card.to_yaml()
 
 
@@ -172,10 +172,17 @@ def results_for_hub(facts: RunFacts) -> list[EvalResult]:
 
 
 def headlines(report: dict[str, Any]) -> dict[str, str]:
-    """Measures that the report has, and their words."""
-    return {
-        key: words.format(**report).strip() for key, words in HEADLINES.items() if key in report["groups"]["intervals"]
-    }
+    """Measures that the report has, and their words; a part of the measure before it is named after that."""
+    named, whole = {}, ""
+    for key, words in HEADLINES.items():
+        whole = whole if words.startswith(" ") else words.format(**report)
+        named[key] = whole if not words.startswith(" ") else f"{whole}: {words.strip()}"
+    return {key: words for key, words in named.items() if key in report["groups"]["intervals"]}
+
+
+def untrained(train: dict[str, Any]) -> list[str]:
+    """Classes of which training has never seen a case, not even a likely one."""
+    return [name for name, count in train["positives"].items() if not count and not train["soft"][name]]
 
 
 def thresholds_of(parts: ModelParts) -> Sequence[tuple[str, float, bool]]:
