@@ -30,8 +30,9 @@ from data.phantom.radiograph import radiograph, sample_taking
 from data.phantom.write import write_image
 from extract.config import ExtractConfig
 from fusion.config import FusionConfig
+from fusion.device import device_of
 from fusion.folder_check import EXPECTED, FITTED, FORMAT, MAPS, STAGE, check_example, read_published
-from fusion.model_parts import STAGE_ONE, ModelParts, device_of, read_result
+from fusion.model_parts import STAGE_ONE, ModelParts, read_result
 from fusion.predictor import Predictor
 
 MODEL_TYPE = "chest-x-ray-fusion"

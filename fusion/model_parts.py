@@ -4,14 +4,11 @@ Read from the result folder of a run here, from a published model folder in `fus
 the parts belong together. C classes.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 from torch import nn
 
@@ -37,7 +34,7 @@ from fusion.model import FusionModel
 STAGE_ONE = "stage_one.yaml"
 """Stage one's configuration in the model folder of a joint phase, which holds a backbone of its own."""
 
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+NO_CONFIGURATION = "is no configuration of this version (see the line above)"
 WANTED = "wanted the result folder of a run, such as runs/demo/fusion, a published model folder, or a Hub id owner/name"
 
 
@@ -85,12 +82,6 @@ class ModelParts:
         return self.no_view
 
 
-def autocast(mixed_precision: str, device: torch.device) -> AbstractContextManager:
-    """The precision in which a stage was trained."""
-    dtype = PRECISIONS.get(mixed_precision)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-
 def read_result(folder: Path) -> ModelParts:
     """The model behind the predictions of a result folder: stage two's, or that of its joint phase.
 
@@ -104,8 +95,8 @@ def read_result(folder: Path) -> ModelParts:
     check_folder(best)
     joint = (best / STAGE_ONE).is_file()
     run_dir = folder.parent.parent if joint else folder.parent
-    if not joint and not (run_dir / "stage_one").is_dir():
-        raise InputError(f"{folder}: no stage_one/ beside it, so its backbone is not known; {WANTED}")
+    if not joint and (folder.name == "stage_one" or not (run_dir / "stage_one").is_dir()):
+        raise InputError(f"{folder}: no fusion model with its backbone in stage_one/ beside it; {WANTED}")
     config = read_config(FusionConfig, best / "config.yaml")
     _, identity = read_cache_record(cache_folder(config, run_dir))
     if "evaluation" in (results := _record(folder / "metrics.json")):
@@ -199,8 +190,10 @@ def _frozen_backbone(
     folder: Path, preprocessing: Preprocessing, identity: CacheIdentity
 ) -> tuple[ExtractConfig, Backbone]:
     """Stage one's backbone, which must be the one that made the maps that the fusion model knows."""
-    read_config(ExtractConfig, folder / "config.yaml")  # says what is wrong with it
-    teacher = load_teacher(folder)
+    try:
+        teacher = load_teacher(folder)
+    except SystemExit:
+        raise InputError(f"{folder / 'config.yaml'}: {NO_CONFIGURATION}") from None
     found, wanted = teacher.weights_sha256, identity.weights_sha256
     if found != wanted:
         raise InputError(
@@ -235,7 +228,7 @@ def read_config(config_class: Any, path: Path) -> Any:
     try:
         return parse_config(config_class, path, [])[0]
     except SystemExit:
-        raise InputError(f"{path}: is no configuration of this version (see the line above)") from None
+        raise InputError(f"{path}: {NO_CONFIGURATION}") from None
 
 
 def _frequency(path: Path) -> dict[str, str]:
@@ -250,26 +243,3 @@ def _frequency(path: Path) -> dict[str, str]:
 
 def _record(path: Path) -> dict[str, Any]:
     return read_json(path, "train again") if path.is_file() else {}
-
-
-def device_of(name: str) -> torch.device:
-    """A device by name; auto: the GPU if there is one.
-
-    Raises:
-        InputError: No such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"--device {name}: there is no such device here; wanted auto, cpu, cuda or cuda:N") from None
-    return device
-
-
-def precision_on(parts: ModelParts, device: torch.device) -> tuple[partial, partial]:
-    """Contexts in which the backbone and the fusion model run."""
-    own = parts.config.mixed_precision
-    first = own if parts.joint else parts.stage_one.mixed_precision
-    return partial(autocast, first, device), partial(autocast, own, device)

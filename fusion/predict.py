@@ -12,8 +12,9 @@ import re
 from pathlib import Path
 
 from data.errors import InputError
+from fusion.device import device_of
 from fusion.folder_check import EXAMPLE_FILES, MODEL_FILES, check_example, is_published, read_published
-from fusion.model_parts import WANTED, device_of, read_result
+from fusion.model_parts import WANTED, read_result
 from fusion.predictor import Predictor
 from fusion.study_prediction import StudyPrediction, View
 

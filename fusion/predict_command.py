@@ -68,6 +68,8 @@ def predict(
     """
     if bool(images) == (table is not None):
         raise InputError("--images or --table: wanted one of the two")
+    if inputs := [given for given in images if given.is_dir() and out.resolve().is_relative_to(given.resolve())]:
+        raise InputError(f"--out {out}: lies in {inputs[0]}, so pictures written now would be taken for images later")
     predictor = load_model(model, device)
     if unknown := [name for name in classes if name not in predictor.classes]:
         raise InputError(f"--classes: {unknown[0]!r} is none of the classes {', '.join(predictor.classes)}")

@@ -16,37 +16,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import xxhash
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from data.errors import InputError
-from data.images import ImageError, decode_scaled, looks_like_dicom, read_bytes, refuse
-from data.order import derive_seed
+from data.images import ImageError, refuse
 from data.storage import decode_maps, is_finite
 from data.study_files import Rejected, StudyImage, find_images
-from data.transforms import Augmentation
+from data.transforms import Preprocessing
 from data.views import VIEWS
 from extract.extraction import decoding_threads, stored_maps
+from fusion.device import precision_on
 from fusion.evaluation import average_logits, evaluation_passes, gate_logits
 from fusion.grouping import UNKNOWN, fixed_slots
 from fusion.joint_model import live_maps
-from fusion.model_parts import ModelParts, precision_on
-from fusion.study_prediction import StudyPrediction, View, ViewSource
+from fusion.model_parts import ModelParts
+from fusion.opened_image import Opened, open_image
+from fusion.study_prediction import StudyPrediction
 
 BATCH = 64  # images in one forward pass of the backbone
 NUM_THREADS = 2
 AHEAD = 3  # studies that are decoded while one is predicted
-
-
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """An image, decoded."""
-
-    view: View
-    content: str
-    """Digest of the file, which orders views of a type."""
-    pictures: Float[Tensor, "K 1 S S"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +68,7 @@ class Predictor:
         return self.parts.classes
 
     @property
-    def preprocessing(self):
+    def preprocessing(self) -> Preprocessing:
         """From a decoded image to the network's input."""
         return self.parts.preprocessing
 
@@ -91,6 +81,7 @@ class Predictor:
         Raises:
             InputError: No file, a file that cannot be used, an unknown view, not one view per file.
         """
+        assert not isinstance(files, str), "a list of files, not one name"
         told = [None] * len(files) if views is None else list(views)
         if not files:
             raise InputError("a study needs at least one image, got none")
@@ -99,7 +90,8 @@ class Predictor:
         for view in told:
             if view is not None and view not in VIEWS:
                 raise InputError(f"views: {view!r} is none of {', '.join(VIEWS)}")
-        return self.fuse([self.open(Path(file), str(file), view) for file, view in zip(files, told, strict=True)])
+        pairs = zip(files, told, strict=True)
+        return self.fuse([open_image(self.parts, Path(file), str(file), view) for file, view in pairs])
 
     def predict(self, inputs: str | Path | Sequence[str | Path], key: Path | None = None) -> pd.DataFrame:
         """A row per study: study_id, patient_id, num_images (used), then the probability of each class.
@@ -149,7 +141,7 @@ class Predictor:
                 yield self._outcome(*ahead.popleft())
 
     def _submit(self, pool: ThreadPoolExecutor, images: list[StudyImage]) -> list[Future]:
-        return [pool.submit(self.open, image.path, image.name, image.view) for image in images]
+        return [pool.submit(open_image, self.parts, image.path, image.name, image.view) for image in images]
 
     def _outcome(self, group_id: str, images: list[StudyImage], jobs: list[Future]) -> Outcome:
         opened, rejected = [], []
@@ -163,36 +155,6 @@ class Predictor:
         except ImageError as error:  # a map that no cache could hold
             return Outcome(group_id, images, None, [*rejected, *((one.view.name, error.reason) for one in opened)])
         return Outcome(group_id, images, prediction, rejected)
-
-    def open(self, path: Path, name: str, view: str | None = None) -> Opened:
-        """Decode one file.
-
-        Args:
-            name: What to call it.
-            view: What the user says of it.
-
-        Raises:
-            ImageError: A file that cannot be used, named with the reason.
-        """
-        try:
-            data = read_bytes(path)
-            found = _header_view(data, name)
-            resized = self.preprocessing.resized(*decode_scaled(data, name, self.preprocessing.size))
-        except ImageError as error:
-            refuse(name, error.reason)
-        content = xxhash.xxh3_64_hexdigest(data)
-        source: ViewSource = "user" if view else "header" if found not in (None, "UNKNOWN") else "unknown"
-        return Opened(View(name, view or found or "UNKNOWN", source), content, self._pictures(resized, content))
-
-    def _pictures(self, resized: Float[Tensor, "1 S S"], content: str) -> Float[Tensor, "K 1 S S"]:
-        """The image, and its augmented versions where predictions average over them, drawn as the cache drew them."""
-        numbers = [int(name.removeprefix("augmented_")) for name in self.parts.variants if name.startswith("augmented")]
-        if not numbers:
-            return resized[None]
-        options = dict(self.parts.identity.augmentation)
-        seed, augmentation = options.pop("seed"), Augmentation(**options)
-        versions = [augmentation(resized, derive_seed("cache", seed, content, number)) for number in numbers]
-        return torch.stack([resized, *versions])
 
     @torch.inference_mode()
     def fuse(self, opened: Sequence[Opened]) -> StudyPrediction:
@@ -264,12 +226,3 @@ def none_usable(rejected: Rejected) -> str:
     """Why nothing can be predicted."""
     first = "; ".join(f"{name}: {reason}" for name, reason in rejected[:3])
     return f"no usable image: {first}" if first else "there are no files in it"
-
-
-def _header_view(data: bytes, name: str) -> str | None:
-    """The view in a DICOM header; None where there is no header."""
-    if not looks_like_dicom(data):
-        return None
-    from data.dicom_header import read_view  # pydicom takes 0.3 s to import
-
-    return read_view(data, name)
