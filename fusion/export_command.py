@@ -24,8 +24,9 @@ from fusion.export import MAX_VIEWS, Run, check_format, load_exported, write_exp
 from fusion.grouping import slots_in_order
 from fusion.joint_model import live_maps
 from fusion.model_folder import EXAMPLE_FINDINGS, EXAMPLE_SEED, EXAMPLE_SIZE
+from fusion.opened_image import Opened, open_image
 from fusion.predict import load_model
-from fusion.predictor import Opened, Predictor
+from fusion.predictor import Predictor
 
 MOST = 1e-4
 """Largest difference of a logit between file and model."""
@@ -93,7 +94,7 @@ def phantom_study(predictor: Predictor) -> list[Opened]:
         for number, view in enumerate(STUDY):
             path, taking = Path(folder, f"{number}.png"), sample_taking(view, EXAMPLE_SEED + number)
             write_image(path, radiograph(patient, EXAMPLE_FINDINGS, view, taking, EXAMPLE_SIZE), view)
-            opened.append(predictor.open(path, path.name, view))
+            opened.append(open_image(predictor.parts, path, path.name, view))
     return opened
 
 
