@@ -14,7 +14,9 @@ transformer and in the head, **Q** queries of the head.
 
 import copy
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
@@ -105,7 +107,8 @@ def write_exported(parts: ModelParts, path: Path) -> None:
     check_format(path)
     size, channels = parts.preprocessing.size, parts.preprocessing.channels
     number = torch.arange(EXAMPLE_VIEWS)
-    example = (torch.zeros(EXAMPLE_VIEWS, channels, size, size), number, number)
+    images = torch.zeros(EXAMPLE_VIEWS, channels, size, size)
+    example = (images, number, number.clone())  # one tensor given twice would become one input
     views = torch.export.Dim("views", min=1, max=MAX_VIEWS)
     shapes = {name: {0: views} for name in NAMES}
     network, notes = StudyNetwork(parts).eval(), {name: json.dumps(value) for name, value in about(parts).items()}
@@ -114,13 +117,26 @@ def write_exported(parts: ModelParts, path: Path) -> None:
             program = torch.export.export(network, example, dynamic_shapes=shapes)
             torch.export.save(program, path, extra_files={f"{name}.json": note for name, note in notes.items()})
             return
-        onnx = torch.onnx.export(
-            network, example, dynamo=True, dynamic_shapes=shapes, input_names=NAMES, output_names=["logits"],
-            verbose=False,
-        )  # fmt: skip
+        onnx = quietly_onnx(network, example, shapes)
     assert onnx is not None, "with dynamo=True and no file name it gives the program back"
     onnx.model.metadata_props.update(notes)
     onnx.save(path, external_data=False)
+
+
+def quietly_onnx(network: nn.Module, example: tuple[Tensor, ...], shapes: dict) -> torch.onnx.ONNXProgram | None:
+    """Export to ONNX without its remarks on the names of axes and on what it does not fold."""
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+        return torch.onnx.export(
+            network,
+            example,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=NAMES,
+            output_names=["logits"],
+            verbose=False,
+        )
 
 
 def about(parts: ModelParts) -> dict[str, object]:
