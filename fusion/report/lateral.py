@@ -32,7 +32,9 @@ def lateral(run: Run, most: int = MOST_GROUPS) -> dict[str, Any]:
     if isinstance(trained, str):
         return {"missing": f"View shares are not shown. {trained}"}
     _, groups = trained.groups_of_split("test")
-    both = [g for g, types in enumerate(groups.view_types) if {"frontal", "lateral"} <= set(map(kind_of, types.tolist()))]
+    both = [
+        g for g, types in enumerate(groups.view_types) if {"frontal", "lateral"} <= set(map(kind_of, types.tolist()))
+    ]
     if not both:
         return {"missing": "No test group has both a frontal and a lateral view, so there is nothing to share out."}
     chosen = sampled(np.array(both), most)
