@@ -20,8 +20,8 @@ from data.images import ImageError
 from data.views import VIEWS
 from fusion.app.findings import Finding, rank_findings
 from fusion.app.uploads import Upload
+from fusion.opened_image import Opened, open_image
 from fusion.predict import Predictor, StudyPrediction
-from fusion.predictor import Opened
 
 UNEXPECTED = "could not be read"
 Rejected = tuple[tuple[str, str], ...]
@@ -113,7 +113,7 @@ class StudyReader:
 
     def _open(self, upload: Upload, view: str | None) -> Opened:
         try:
-            return self.model.open(upload.path, upload.name, view)
+            return open_image(self.model.parts, upload.path, upload.name, view)
         except InputError:
             raise
         except Exception as error:  # a server outlives whatever is dropped on it; the text may quote the file
