@@ -133,12 +133,12 @@ def test_nothing_readable_is_said_and_shows_nothing(tmp_path, reader):
 
 
 def test_a_fault_of_a_decoder_does_not_end_the_study_or_quote_the_file(tmp_path, reader, monkeypatch, caplog):
-    def fail(path, name, view):
+    def fail(parts, path, name, view):
         raise RuntimeError("PatientName DOE^JANE")
 
     files = uploads(tmp_path, a_png=png(1))
     with monkeypatch.context() as patched:
-        patched.setattr(reader.model, "open", fail)
+        patched.setattr("fusion.app.study.open_image", fail)
         reading = reader.read(files)
     assert reading.rejected == (("a.png", "could not be read"),)
     assert "JANE" not in caplog.text
@@ -244,9 +244,10 @@ def test_nothing_of_a_dicom_header_but_the_view_reaches_the_page(tmp_path, reade
     assert not [value for value in CANARIES.values() for part in value.split("^") if part in texts]
 
 
-def index_run(folder: Path, source: str, weights: str = "ab") -> Manifest:
-    """A run whose cache fits `make_predictor`."""
+def index_run(folder: Path, source: str, weights: str = "ab", ill: bool = False) -> Manifest:
+    """A run whose cache fits `make_predictor`; `ill`: every finding in every study."""
     made = make_manifest(folder / "images", num_studies=30)
+    made.labels[:] = 1 if ill else made.labels
     made.images["source"] = source
     write_images(made)
     write_manifest(made, folder / "manifest.csv")
@@ -279,8 +280,8 @@ def test_an_index_of_another_backbone_is_refused(tmp_path):
 
 
 def test_examples_are_simulated_studies_and_never_patients(tmp_path):
-    index_run(tmp_path / "phantom", "phantom")
-    index_run(tmp_path / "real", "mimic")
+    index_run(tmp_path / "phantom", "phantom", ill=True)
+    index_run(tmp_path / "real", "mimic", ill=True)
     assert example_studies(tmp_path / "real") == example_studies(tmp_path / "nothing") == []
     examples = example_studies(tmp_path / "phantom")
     assert examples
