@@ -1,7 +1,7 @@
 """Refuse files that may hold patients: python .github/refuse_private.py FILE [FILE ...]
 
-DICOM files by name and by content, tables with a column of patients' or images' ids, tables that no reviewer can read, and
-notebooks with outputs. Needs nothing but Python. Prints one line for each file refused; the status is 1 if there is one.
+DICOM files by name and by content, tables with a column of patients' or images' ids, tables that no reviewer can read,
+and notebooks with outputs. Needs nothing but Python. A line for each file refused; the status is 1 if there is one.
 """
 
 import csv
@@ -58,7 +58,9 @@ def has_outputs(path: Path) -> bool:
 
 def main() -> int:
     """Look at the files named on the command line."""
-    refused = {path: reason for path in map(Path, sys.argv[1:]) if path.is_file() and (reason := reason_to_refuse(path))}
+    refused = {
+        path: reason for path in map(Path, sys.argv[1:]) if path.is_file() and (reason := reason_to_refuse(path))
+    }
     for path, reason in refused.items():
         print(f"{path}: {reason}")
     return int(bool(refused))

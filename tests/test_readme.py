@@ -24,7 +24,7 @@ STARTS = ("python scripts/", "accelerate launch ", "ACCELERATE_USE_CPU=1 acceler
 
 
 class Parsed(BaseException):
-    """Thrown once a command line is understood, so that no command does its work. Not an Exception: nobody catches it."""
+    """Thrown once a command line is understood: no command does its work. No Exception: nobody catches it."""
 
 
 def name_of(path: Path) -> str:
@@ -145,7 +145,7 @@ Or `python scripts/c.py
 
     python scripts/d.py
 """
-    found = ["python scripts/a.py --x 1 --y \"2 3\"", "accelerate launch extract.py --run_dir r", "python scripts/b.py"]
+    found = ['python scripts/a.py --x 1 --y "2 3"', "accelerate launch extract.py --run_dir r", "python scripts/b.py"]
     assert commands(page) == [*found, "python scripts/d.py", "python scripts/c.py --z"]
 
 
