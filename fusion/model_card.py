@@ -136,7 +136,7 @@ def front_matter(facts: RunFacts, license_id: str | None) -> str:
         tags=["chest-x-ray", "radiology", "multi-label", "long-tailed", "multi-view", facts.parts.config.model.kind],
         metrics=["mAP", "roc_auc"],
         model_name=f"chest X-ray fusion on {facts.parts.stage_one.backbone.name}",
-        eval_results=results_for_hub(facts),
+        eval_results=results_for_hub(facts) or None,
     )
     for key, value in licence_fields(facts, license_id).items():
         setattr(card, key, value)
