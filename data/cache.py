@@ -92,13 +92,29 @@ def read_cache_record(folder: Path) -> tuple[dict[str, Any], CacheIdentity]:
                 " extract.py"
             )
         identity = CacheIdentity.from_dict(record["identity"])
-        if [shard["name"] for shard in record["shards"]] != [shard_name(n) for n in range(identity.num_shards)]:
+        shards = record["shards"]
+        if len(shards) != identity.num_shards or any(s["name"] != shard_name(n) for n, s in enumerate(shards)):
             raise ValueError("it lists other shards than its images fill")
+        _check_record(record)
         return record, identity
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); delete {folder} and rerun extract.py") from None
+
+
+def _check_record(record: dict[str, Any]) -> None:
+    """Refuse entries beside the identity that are not what `finish_cache` writes, whatever the digest says."""
+    for shard in record["shards"]:
+        for key, kind in (("bytes", int), ("sha256", str), ("index_sha256", str)):
+            if type(shard[key]) is not kind:
+                raise ValueError(f"{key} of {shard['name']} is {shard[key]!r:.60}")
+    for key in ("trained_patients", "rewritten_from"):
+        found = record.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise ValueError(f"{key} is no list of texts")
+    if not isinstance(record.get("versions", {}), dict):
+        raise ValueError("versions is no object")
 
 
 class FeatureCache:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 from tqdm import tqdm
 
-from data.config import flatten
+from data.config import flatten, read_yaml
 from data.errors import InputError, tell_launcher
 from data.files import atomic_write
 from data.lock import FolderInUseError
@@ -119,8 +119,8 @@ def keep_config(stage_dir: Path, resolved_yaml: str, defaults: dict[str, Any], l
         atomic_write(path, resolved_yaml)
         return
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError):
+        tree = read_yaml(path)
+    except InputError:
         tree = None
     if not isinstance(tree, dict):
         raise InputError(f"{path}: not readable; delete {stage_dir} to start anew")
@@ -142,9 +142,21 @@ def append_metrics(stage_dir: Path, row: dict[str, Any]) -> None:
 
 
 def read_metrics(stage_dir: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; none if the file is not there yet."""
+    """The rows of ``metrics.jsonl``; none if the file is not there yet.
+
+    Raises:
+        InputError: A line is no record of an epoch.
+    """
     path = stage_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError):
+        rows = [None]
+    if not all(isinstance(row, dict) and type(row.get("epoch")) is int for row in rows):
+        raise InputError(f"{path}: damaged, wanted a JSON object with an epoch in each line; move it away to go on")
+    return rows
 
 
 def write_environment(run_dir: Path, device: str) -> None:
