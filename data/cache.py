@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from data.errors import InputError
-from data.files import atomic_write
+from data.files import atomic_write, create
 from data.reading import BatchBuffer, Item, read_ahead
 from data.shard_index import CacheIndex, build_index, index_digest
 from data.shards import FORMAT_VERSION, REMAKE, CacheIdentity, shard_name
@@ -57,7 +57,7 @@ def record_digest(record: dict[str, Any]) -> str:
 
 def _save_index(folder: Path, index: CacheIndex) -> None:
     temporary = folder / f".tmp-index-{os.getpid()}.npz"  # several processes may find it missing at the same time
-    with open(temporary, "wb") as file:
+    with create(temporary) as file:
         np.savez(file, **vars(index))
         file.flush()
         os.fsync(file.fileno())
@@ -68,6 +68,8 @@ def load_index(folder: Path) -> CacheIndex | None:
     """``index.npz`` as it stands, or nothing where it is missing or no index."""
     try:
         with np.load(folder / "index.npz", allow_pickle=False) as arrays:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in arrays.zip.infolist()):
+                return None  # not as we write it: a small file could fill the memory
             return CacheIndex(**{name: arrays[name] for name in CacheIndex.__annotations__})
     except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None  # whatever np.load makes of a damaged file: the shards are the truth

@@ -101,7 +101,8 @@ def begin(target: Path, identity: CacheIdentity, plan: dict[str, Any]) -> None:
         known = {"identity": found.to_dict(), "from": record.get("rewritten_from")}
     else:
         known = read_json(path, f"delete {target}") if path.exists() else None
-    strangers = [file.name for file in target.iterdir() if file.name != ".lock"]
+    own = {".lock", ".tmp-plan.json"}  # all there is of a run that was killed as it wrote its plan
+    strangers = [file.name for file in target.iterdir() if file.name not in own]
     if known != plan and (known is not None or strangers):
         raise InputError(f"{target}: holds another cache, or other files ({min(strangers)}); name a new folder")
     for leftover in target.glob(".tmp-*"):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.config import flatten, read_yaml
 from data.errors import InputError, tell_launcher
-from data.files import atomic_write
+from data.files import append, atomic_write
 from data.lock import FolderInUseError
 
 Item = TypeVar("Item")
@@ -60,8 +60,9 @@ def run_command(main: Callable[[], None], run_dir: Path | None = None) -> None:
             raise
         error.with_traceback(None)  # its frames hold loaders, and those their workers
         print(line, file=sys.stderr, flush=True)
-        if run_dir is not None and (run_dir / "log.txt").exists() and _belongs_in_log(error):
-            _append(run_dir / "log.txt", line)
+        log = run_dir / "log.txt" if run_dir is not None else None
+        if log is not None and log.is_file() and not log.is_symlink() and _belongs_in_log(error):
+            _append(log, line)
         if isinstance(error, Exception):
             tell_launcher(error)
         end_workers()
@@ -180,8 +181,7 @@ def write_environment(run_dir: Path, device: str) -> None:
 
 
 def _append(path: Path, line: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} {line}\n")
+    append(path, f"{datetime.datetime.now().isoformat(timespec='seconds')} {line}\n")
 
 
 class Log:

@@ -36,7 +36,7 @@ from jaxtyping import Shaped
 from webdataset.writer import TarWriter
 
 from data.errors import InputError
-from data.files import sync_folder
+from data.files import create, sync_folder
 from data.storage import STORAGE_DTYPES, Storage, is_finite, payload_bytes, payload_shape
 
 FORMAT_VERSION = 2
@@ -189,7 +189,7 @@ class ShardWriter:
         self.path = folder / shard_name(number)
         self.temporary = folder / f".tmp-{self.path.name}"
         self.identity = identity
-        self.file: BinaryIO = open(self.temporary, "wb")
+        self.file: BinaryIO = create(self.temporary)
         self.tar = TarWriter(self.file, encoder=False, mtime=0, user="", group="")  # 0.0 adds 1 KiB of pax header
 
     def write(self, ordinal: int, payloads: Sequence[Shaped[np.ndarray, "..."]], ids: dict[str, Any]) -> None:

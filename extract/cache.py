@@ -50,6 +50,8 @@ def write_cache(
     identity = cache_identity(config, backbone_shape, images, manifest.classes)
     refuse_new_split(config.run_dir / "stage_one", manifest)
     if is_complete(folder, identity, images):
+        if accelerator.is_main_process:
+            (folder / "plan.json").unlink(missing_ok=True)  # of a run that was killed right before it did
         log(f"cache: {identity.num_images} maps are there already")
         return
     if accelerator.is_main_process:

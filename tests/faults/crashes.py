@@ -190,7 +190,7 @@ def crash_everywhere(
         command()
     strangers = {name for name in recorder.written_in_place if not name.endswith(in_place)}
     assert not strangers, f"written under their final name: {sorted(strangers)}"
-    unflushed = {name for name in recorder.renamed_unflushed if not Path(name).name.startswith(".tmp-")}
+    unflushed = {name for name in recorder.renamed_unflushed if not name.endswith(in_place)}
     assert not unflushed, f"renamed before they were on disk: {sorted(unflushed)}"
     states = list(recorder.states())
     wanted = results(recorder.content(states[-1][1]))
