@@ -22,6 +22,7 @@ from data.transforms import Preprocessing
 
 BLUE, ORANGE, GREY = "#1f5f99", "#d1651a", "#888888"
 matplotlib.rcParams |= {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+matplotlib.rcParams["text.parse_math"] = False  # names of classes and views are text, whatever dollars are in them
 
 
 def plot_progress(stage_dir: Path) -> None:

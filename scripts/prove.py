@@ -1,4 +1,4 @@
-"""Count what reliability was tested with: crashes, kills, hostile files, wrong files. Status 1 if anything got through.
+"""Count what was done to it: crashes, damage, hostile files, wrong files, kills. Status 1 if anything got through.
 
     python scripts/prove.py                                  a few minutes: what the tests do, counted
     python scripts/prove.py --part fuzz --hours 3 --seed 1   wrong files for three hours, other ones than in the tests
@@ -35,6 +35,16 @@ def crashes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             most = None if options.long or not name.startswith("stage") else 12
             counts = crash_everywhere(case.folder, quietly(case.command), results, case.skip, case.in_place, most)
             yield {"command": name, **counts}
+
+
+def damage(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Bits flipped, pages zeroed, ends cut off, in every file of a cache and a checkpoint."""
+    from tests.faults.damage import WHOLE, damage_everything
+
+    flips = 20_000 if options.long else 2000
+    for kind in WHOLE:
+        with tempfile.TemporaryDirectory() as folder:
+            yield {"folder": kind, **damage_everything(kind, Path(folder), flips, seed=options.seed)}
 
 
 def hostile(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -94,7 +104,7 @@ def kills(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield json.loads(last) if run.returncode == 0 else {"stage": stage, "got_through": [run.stderr[-500:]]}
 
 
-PARTS = {part.__name__: part for part in (crashes, hostile, fuzz, kills)}
+PARTS = {part.__name__: part for part in (crashes, damage, hostile, fuzz, kills)}
 
 
 def main() -> None:
