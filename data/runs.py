@@ -152,7 +152,7 @@ def read_metrics(stage_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows: list[Any] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (ValueError, RecursionError):
         rows = [None]
     if not all(isinstance(row, dict) and type(row.get("epoch")) is int for row in rows):

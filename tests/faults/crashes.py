@@ -18,6 +18,7 @@ from pathlib import Path
 State = dict[str, str | None]
 """Name below the folder -> digest of the content; None for a folder."""
 WRITES = os.O_WRONLY | os.O_RDWR
+LAST = 4  # states that are always tried: what is nearly finished must not be taken for it
 _active: "Recorder | None" = None
 
 
@@ -181,7 +182,7 @@ def crash_everywhere(
         results: What counts of the files of a finished folder.
         skip: Names, or beginnings of names, that the command only reads.
         in_place: Endings of the files that may be written under their final name.
-        most: Try so many states, evenly spaced; default: all.
+        most: Try about so many states, evenly spaced, and the last ones; default: all.
 
     Returns:
         How many operations, states, and states tried there were.
@@ -195,14 +196,15 @@ def crash_everywhere(
     states = list(recorder.states())
     wanted = results(recorder.content(states[-1][1]))
     step = 1 if most is None else max(1, -(-len(states) // most))
-    for what, state in states[::-1][::step]:
+    tried = states[::-1][:LAST] + states[::-1][LAST::step]
+    for what, state in tried:
         recorder.restore(state)
         command()
         found = results({n: (folder / n).read_bytes() for n, digest in recorder._look(False).items() if digest})
         differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         assert not differ, f"after a crash before {what}: {differ} differ"
     counts = Counter({f"operations: {what}": number for what, number in recorder.operations.items()})
-    return counts + Counter(operations=recorder.operations.total(), states=len(states), tried=len(states[::step]))
+    return counts + Counter(operations=recorder.operations.total(), states=len(states), tried=len(tried))
 
 
 def without_leftovers(folder: Path) -> None:

@@ -10,7 +10,7 @@ from data.files import atomic_write
 from tests.faults.commands import CASES, quietly, results
 from tests.faults.crashes import Recorder, crash_everywhere
 
-FEW = {"stage_one": 6, "stage_two": 5}
+FEW = {"stage_one": 5, "stage_two": 4}
 """States tried here of the commands that train; `python scripts/prove.py --part crashes --long` tries all."""
 LONG_ONLY = ("images",)  # starts processes each time; test_prepared_images.py stops it anywhere, too
 

@@ -1,5 +1,6 @@
 """Nothing in a file runs, is read or written outside its folder, or fills the memory."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data.errors import InputError
 from data.files import atomic_write
@@ -15,7 +17,7 @@ from data.predictions import read_predictions, write_predictions
 from data.runs import Log
 from data.shards import ShardWriter
 from data.tables import read_table
-from extract.checkpoint import save_folder
+from extract.checkpoint import check_folder, load_classes, save_folder
 from tests.bombs import measure
 from tests.faults.commands import tiny_manifest
 from tests.faults.hostile import FILLS_MEMORY, LEAVES_FOLDER, RUNS_CODE, pickled
@@ -104,6 +106,28 @@ def test_no_output_is_written_through_a_link_planted_in_its_place(tmp_path, name
     assert (tmp_path / "victim").read_text() == "untouched"
 
 
+def test_an_error_is_one_line_without_control_characters_whatever_it_quotes():
+    text = str(InputError("t.csv: column 'a\nerror: all is well\r\x1b[2J\x9b\u2028' occurs twice"))
+    assert text == r"t.csv: column 'a\nerror: all is well\r\x1b[2J\x9b\u2028' occurs twice"
+    assert str(InputError("größe 图像")) == "größe 图像"
+
+
+def test_weights_that_nobody_vouches_for_are_refused(tmp_path):
+    save_folder(tmp_path / "best", {"model.safetensors": {"w": torch.zeros(2)}, "classes.json": {"classes": ["A"]}})
+    digests = json.loads((tmp_path / "best" / "digests.json").read_text())
+    del digests["model.safetensors"]
+    (tmp_path / "best" / "digests.json").write_text(json.dumps(digests))
+    with pytest.raises(InputError, match=r"model\.safetensors: digests\.json does not list it"):
+        check_folder(tmp_path / "best")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"classes": "A"}', '{"classes": ["A", 1]}', '{"classes": null}'])
+def test_classes_that_are_no_list_of_texts_are_one_line(tmp_path, content):
+    (tmp_path / "classes.json").write_text(content)
+    with pytest.raises(InputError, match=r"classes\.json: damaged, wanted .*; copy the whole folder again"):
+        load_classes(tmp_path)
+
+
 FORMULAS = [
     "=cmd|'/c calc'!A0",
     "+1+1",
@@ -142,8 +166,6 @@ def test_the_next_command_is_quoted_for_the_shell(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", [r"$\frac{$", "a_b^c{", r"\unknown", "%d {x}", "<b>&"])
 def test_a_class_of_any_name_can_be_drawn(tmp_path, name):
-    import torch
-
     from data.plots import plot_batch, plot_roc
 
     manifest = tiny_manifest(tmp_path)
