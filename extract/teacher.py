@@ -16,7 +16,6 @@ from torch import Tensor
 
 from data.config import parse_config
 from data.errors import InputError
-from data.files import sha256_file
 from data.manifest import Manifest
 from data.runs import Log
 from data.transforms import Preprocessing
@@ -63,7 +62,7 @@ def load_teacher(folder: Path) -> Teacher:
     load_weights(model, weights, str(best))
     data = best.parent / "data.json"
     trained = frozenset(trained_patients(best.parent)) if data.is_file() else None
-    return Teacher(model, config, classes, sha256_file(best / "model.safetensors"), trained)
+    return Teacher(model, config, classes, load_json(best / "digests.json")["model.safetensors"], trained)
 
 
 def predict_probabilities(

@@ -78,7 +78,7 @@ def _refused(case: Callable[[Path, Path], object]) -> bool:
 
 
 def fuzz(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Wrong files of each kind."""
+    """Wrong files of each kind; those that got through are kept in the current folder."""
     from tests.faults.fuzzing import MOST_MB, fuzz
     from tests.faults.targets import TARGETS
 
