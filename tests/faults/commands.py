@@ -128,8 +128,8 @@ def results(content: dict[str, bytes]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, data in content.items():
         path = Path(name)
-        if path.name in ("log.txt", ".lock", "digests.json") or path.suffix == ".png":
-            continue  # a curve shows seconds, digests are those of the files beside them
+        if path.name in ("log.txt", ".lock", "digests.json", "environment.json") or path.suffix == ".png":
+            continue  # curves show seconds, digests are those of the files beside them, the commit may be another
         if path.parent.name == "previous":
             found[name] = "there"
         elif path.suffix == ".jsonl":
