@@ -8,8 +8,8 @@ import pytest
 from tests.faults.fuzzing import MOST_MB, Outcome, attempt, fuzz
 from tests.faults.targets import TARGETS
 
-INPUTS = {"options": 60, "configurations": 500}
-"""Fewer where one takes long: parsing a configuration to its end 50 ms, its text alone 8 ms, the others about 1 ms."""
+INPUTS = {"options": 60, "configurations": 500, "indices": 500}
+"""Fewer where one takes long: parsing a configuration to its end 50 ms, its text alone 8 ms, an index 4 ms."""
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
