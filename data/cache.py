@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from data.errors import InputError
-from data.files import atomic_write
+from data.files import atomic_write, create
 from data.reading import BatchBuffer, Item, read_ahead
 from data.shard_index import CacheIndex, build_index, index_digest
 from data.shards import FORMAT_VERSION, REMAKE, CacheIdentity, shard_name
@@ -57,7 +57,7 @@ def record_digest(record: dict[str, Any]) -> str:
 
 def _save_index(folder: Path, index: CacheIndex) -> None:
     temporary = folder / f".tmp-index-{os.getpid()}.npz"  # several processes may find it missing at the same time
-    with open(temporary, "wb") as file:
+    with create(temporary) as file:
         np.savez(file, **vars(index))
         file.flush()
         os.fsync(file.fileno())
@@ -68,6 +68,8 @@ def load_index(folder: Path) -> CacheIndex | None:
     """``index.npz`` as it stands, or nothing where it is missing or no index."""
     try:
         with np.load(folder / "index.npz", allow_pickle=False) as arrays:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in arrays.zip.infolist()):
+                return None  # not as we write it: a small file could fill the memory
             return CacheIndex(**{name: arrays[name] for name in CacheIndex.__annotations__})
     except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None  # whatever np.load makes of a damaged file: the shards are the truth
@@ -92,13 +94,29 @@ def read_cache_record(folder: Path) -> tuple[dict[str, Any], CacheIdentity]:
                 " extract.py"
             )
         identity = CacheIdentity.from_dict(record["identity"])
-        if [shard["name"] for shard in record["shards"]] != [shard_name(n) for n in range(identity.num_shards)]:
+        shards = record["shards"]
+        if len(shards) != identity.num_shards or any(s["name"] != shard_name(n) for n, s in enumerate(shards)):
             raise ValueError("it lists other shards than its images fill")
+        _check_record(record)
         return record, identity
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); delete {folder} and rerun extract.py") from None
+
+
+def _check_record(record: dict[str, Any]) -> None:
+    """Refuse entries beside the identity that are not what `finish_cache` writes, whatever the digest says."""
+    for shard in record["shards"]:
+        for key, kind in (("bytes", int), ("sha256", str), ("index_sha256", str)):
+            if type(shard[key]) is not kind:
+                raise ValueError(f"{key} of {shard['name']} is {shard[key]!r:.60}")
+    for key in ("trained_patients", "rewritten_from"):
+        found = record.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise ValueError(f"{key} is no list of texts")
+    if not isinstance(record.get("versions", {}), dict):
+        raise ValueError("versions is no object")
 
 
 class FeatureCache:

@@ -22,6 +22,7 @@ from data.lock import locked
 from data.shard_index import is_whole_shard
 from data.shards import FOLD, CacheIdentity, ShardWriter, bytes_per_image, shard_name
 from data.storage import encode_maps, pool_maps
+from data.strict_json import read_json
 
 MEBIBYTES = 256
 """Size of a shard, as in extraction."""
@@ -99,8 +100,9 @@ def begin(target: Path, identity: CacheIdentity, plan: dict[str, Any]) -> None:
         record, found = read_cache_record(target)
         known = {"identity": found.to_dict(), "from": record.get("rewritten_from")}
     else:
-        known = json.loads(path.read_text()) if path.exists() else None
-    strangers = [file.name for file in target.iterdir() if file.name != ".lock"]
+        known = read_json(path, f"delete {target}") if path.exists() else None
+    own = {".lock", ".tmp-plan.json"}  # all there is of a run that was killed as it wrote its plan
+    strangers = [file.name for file in target.iterdir() if file.name not in own]
     if known != plan and (known is not None or strangers):
         raise InputError(f"{target}: holds another cache, or other files ({min(strangers)}); name a new folder")
     for leftover in target.glob(".tmp-*"):

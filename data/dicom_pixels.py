@@ -36,7 +36,7 @@ JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLos
 LOSSLESS = (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless, *JPEG_2000[2:4])
 SUPPORTED = (*NATIVE, ENCAPSULATED, DEFLATED_FRAME, uid.RLELossless, *JPEG, *JPEG_LS, *JPEG_2000)
 
-CODEC_ERRORS = (ValueError, RuntimeError)  # RuntimeError: the base of imagecodecs' own exceptions
+CODEC_ERRORS = (ValueError, RuntimeError, zlib.error)  # RuntimeError: the base of imagecodecs' own exceptions
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pydicom import uid
 
 from data.dicom import read_dicom
 from data.errors import InputError
+from data.files import atomic_write
 from data.images import ImageError, decode_image, read_bytes
 
 SUFFIXES = (".dcm", ".dicom", "")
@@ -72,4 +73,4 @@ def main(folder: Path, out: Path | None = None) -> None:
     if out is None:
         print(text, end="")
     else:
-        out.write_text(text, encoding="utf-8")
+        atomic_write(out, text)

@@ -38,7 +38,7 @@ def locked(folder: Path) -> Generator[None, None, None]:
         FolderInUseError: at once if another process holds it; names its pid, host and start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
+    with _open_lock(folder) as file:
         if _take(file, folder, fcntl.LOCK_EX):
             file.truncate(0)
             file.write(_who())
@@ -63,9 +63,9 @@ def refuse_if_running(words: Sequence[str], default: Path) -> None:
     if os.environ.get("RANK", "0") != "0" or not (folder / ".lock").is_file():
         return  # only a run's first process locks; the others would find their own run
     try:
-        with open(folder / ".lock", "a+") as file:
+        with _open_lock(folder) as file:
             _take(file, folder, fcntl.LOCK_SH)
-    except FolderInUseError as error:
+    except InputError as error:
         tell_launcher(error)
         raise SystemExit(f"error: {error}") from None
     except OSError:
@@ -92,6 +92,17 @@ def run_folder(words: Sequence[str], default: Path) -> Path:
     return Path(found[-1]) if found and found[-1] else Path("runs/demo")
 
 
+def _open_lock(folder: Path) -> TextIO:
+    """The file that is locked; never a link, through which the holder's name would be written elsewhere."""
+    path = folder / ".lock"
+    try:
+        return open(os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR | os.O_NOFOLLOW, 0o666), "a+")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path}: is a link; remove it") from None
+
+
 def _who() -> str:
     started = datetime.datetime.now().isoformat(timespec="seconds")
     return f"pid {os.getpid()} on {socket.gethostname()} since {started}"
@@ -102,7 +113,7 @@ def _take(file: TextIO, folder: Path, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _in_use(folder, Path(file.name)) from None
+        raise _in_use(folder, folder / ".lock") from None
     except OSError as error:
         if error.errno in NO_FLOCK:
             return False

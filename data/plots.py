@@ -1,5 +1,6 @@
 """Pictures of a run that need no viewer: curves and what the network sees."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from data.files import atomic_write
 from data.images import read_scaled
 from data.manifest import Manifest
 from data.metrics import auroc, roc_curve
@@ -20,6 +22,7 @@ from data.transforms import Preprocessing
 
 BLUE, ORANGE, GREY = "#1f5f99", "#d1651a", "#888888"
 matplotlib.rcParams |= {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+matplotlib.rcParams["text.parse_math"] = False  # names of classes and views are text, whatever dollars are in them
 
 
 def plot_progress(stage_dir: Path) -> None:
@@ -46,9 +49,14 @@ def plot_progress(stage_dir: Path) -> None:
         right.annotate(f"{best['mAP']:.3f}", (best["epoch"], best["mAP"]), (0, 6), textcoords="offset points")
     right.set(xlabel="epoch", ylabel="validation", ylim=(0, 1))
     right.legend(frameon=False)
-    temporary = stage_dir / ".tmp-progress.png"
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(stage_dir / "progress.png")
+    save_figure(figure, stage_dir / "progress.png", dpi=110)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a picture in the format of its name: whole, or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
+    atomic_write(path, buffer.getvalue())
 
 
 def plot_roc(
@@ -68,10 +76,7 @@ def plot_roc(
     if drawn:
         heading = f"mean AUROC {np.mean([areas[c] for c in drawn]):.3f}\nclass, AUROC (positives)"
         figure.legend(title=heading, frameon=False, fontsize=8, loc="outside right upper")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    save_figure(figure, path, dpi=110)
 
 
 def plot_batch(pixels: Float[Tensor, "B c S S"], images: Manifest, path: Path) -> None:
@@ -87,8 +92,7 @@ def plot_batch(pixels: Float[Tensor, "B c S S"], images: Manifest, path: Path) -
         positive = [name for name, y in zip(images.classes, images.labels[place], strict=True) if y > 0.5]
         title = ", ".join(positive) or ("not labelled" if np.isnan(images.labels[place]).all() else "none")
         axis.set_title("\n".join(textwrap.wrap(f"{images.images['view'].iat[place]}: {title}", 32)[:3]), fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    save_figure(figure, path, dpi=80)
 
 
 def plot_contact_sheet(manifest: Manifest, size: int, resize: Literal["stretch", "fit"], path: Path) -> None:

@@ -18,7 +18,7 @@ import xxhash
 from tqdm import tqdm
 from webdataset.writer import TarWriter
 
-from data.files import atomic_write, sync_folder
+from data.files import atomic_write, create, sync_folder
 from data.image_shards import Member, PreparedImages
 from data.images import JPEG_SIGNATURE, ImageError, check_file
 from data.manifest import Manifest
@@ -188,7 +188,7 @@ def _write_tar(
 ) -> tuple[list[str], list[Outcome]]:
     """Image, then ids, of each sample; checksum of each image ("" where left out), and the outcomes without it."""
     checksums, taken = [], []
-    with open(path, "wb") as file:
+    with create(path) as file:
         with TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:  # 0.0 adds 1 KiB of pax header
             for ordinal, (own, outcome) in enumerate(zip(ids, outcomes, strict=False), start=first):
                 taken.append(outcome._replace(encoded=b""))

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import yaml
 from tqdm import tqdm
 
-from data.config import flatten
+from data.config import flatten, read_yaml
 from data.errors import InputError, tell_launcher
-from data.files import atomic_write
+from data.files import append, atomic_write
 from data.lock import FolderInUseError
 
 Item = TypeVar("Item")
@@ -60,8 +60,9 @@ def run_command(main: Callable[[], None], run_dir: Path | None = None) -> None:
             raise
         error.with_traceback(None)  # its frames hold loaders, and those their workers
         print(line, file=sys.stderr, flush=True)
-        if run_dir is not None and (run_dir / "log.txt").exists() and _belongs_in_log(error):
-            _append(run_dir / "log.txt", line)
+        log = run_dir / "log.txt" if run_dir is not None else None
+        if log is not None and log.is_file() and not log.is_symlink() and _belongs_in_log(error):
+            _append(log, line)
         if isinstance(error, Exception):
             tell_launcher(error)
         end_workers()
@@ -119,8 +120,8 @@ def keep_config(stage_dir: Path, resolved_yaml: str, defaults: dict[str, Any], l
         atomic_write(path, resolved_yaml)
         return
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError):
+        tree = read_yaml(path)
+    except InputError:
         tree = None
     if not isinstance(tree, dict):
         raise InputError(f"{path}: not readable; delete {stage_dir} to start anew")
@@ -142,9 +143,21 @@ def append_metrics(stage_dir: Path, row: dict[str, Any]) -> None:
 
 
 def read_metrics(stage_dir: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; none if the file is not there yet."""
+    """The rows of ``metrics.jsonl``; none if the file is not there yet.
+
+    Raises:
+        InputError: A line is no record of an epoch.
+    """
     path = stage_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        rows: list[Any] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError):
+        rows = [None]
+    if not all(isinstance(row, dict) and type(row.get("epoch")) is int for row in rows):
+        raise InputError(f"{path}: damaged, wanted a JSON object with an epoch in each line; move it away to go on")
+    return rows
 
 
 def write_environment(run_dir: Path, device: str) -> None:
@@ -168,8 +181,7 @@ def write_environment(run_dir: Path, device: str) -> None:
 
 
 def _append(path: Path, line: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} {line}\n")
+    append(path, f"{datetime.datetime.now().isoformat(timespec='seconds')} {line}\n")
 
 
 class Log:

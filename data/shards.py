@@ -21,7 +21,9 @@ Axes: **N** images, **K** variants, **H W** map size, **D** features.
 
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +36,7 @@ from jaxtyping import Shaped
 from webdataset.writer import TarWriter
 
 from data.errors import InputError
-from data.files import sync_folder
+from data.files import create, sync_folder
 from data.storage import STORAGE_DTYPES, Storage, is_finite, payload_bytes, payload_shape
 
 FORMAT_VERSION = 2
@@ -46,6 +48,8 @@ META_KEYS = {"image_id", "study_id", "patient_id", "content", "xxh3"}
 FOLD = "fold"
 FLOAT16_MAX = 65504.0
 TAR_BLOCK = 512
+MAX_MAP_VALUES = 1 << 28  # of one map; the largest backbones at 1024 pixels have a hundredth of it
+DIGEST = re.compile("([0-9a-f]{2}){1,64}")
 ZSTD_LEVEL = 1  # higher levels gain little on maps and decode no faster
 
 
@@ -127,10 +131,33 @@ class CacheIdentity:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CacheIdentity":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError, TypeError, KeyError: A field is missing, unknown, or of another type or range.
+        """
         lists = ("map_shape", "classes", "variants", "fold_weights")
         fields: dict[str, Any] = values | {name: tuple(values[name]) for name in lists}
-        return cls(**fields)
+        identity = cls(**fields)
+        for good, name in (
+            (all(map(_is_count, identity.map_shape)) and len(identity.map_shape) == 3, "map_shape"),
+            (math.prod(identity.map_shape) <= MAX_MAP_VALUES, "map_shape"),
+            *((_is_count(fields[name]), name) for name in ("num_images", "images_per_shard", "pool")),
+            *((isinstance(fields[name], str), name) for name in ("backbone", "images_sha256", "golden_decode")),
+            *((all(isinstance(t, str) for t in fields[name]), name) for name in ("classes", "variants")),
+            *((isinstance(fields[name], dict), name) for name in ("preprocessing", "augmentation")),
+            (identity.dtype in STORAGE_DTYPES, "dtype"),
+            (identity.compression in ("none", "zstd"), "compression"),
+            (identity.variants[:1] == (PLAIN,), "variants"),
+            (all(DIGEST.fullmatch(str(digest)) for digest in identity.weights), "weights_sha256"),
+        ):
+            if not good:
+                raise ValueError(f"{name} is {fields[name]!r:.60}")
+        return identity
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value < 2**40
 
 
 def shard_name(number: int) -> str:
@@ -162,7 +189,7 @@ class ShardWriter:
         self.path = folder / shard_name(number)
         self.temporary = folder / f".tmp-{self.path.name}"
         self.identity = identity
-        self.file: BinaryIO = open(self.temporary, "wb")
+        self.file: BinaryIO = create(self.temporary)
         self.tar = TarWriter(self.file, encoder=False, mtime=0, user="", group="")  # 0.0 adds 1 KiB of pax header
 
     def write(self, ordinal: int, payloads: Sequence[Shaped[np.ndarray, "..."]], ids: dict[str, Any]) -> None:

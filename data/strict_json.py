@@ -28,6 +28,18 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return record
 
 
+def read_texts(path: Path, key: str, remedy: str) -> list[str]:
+    """The list of texts under a key of a file that holds a JSON object.
+
+    Raises:
+        InputError: As `read_json`, or there is anything else under the key.
+    """
+    found = read_json(path, remedy).get(key)
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise InputError(f"{path}: damaged, wanted a list of texts under {key!r}; {remedy}")
+    return found
+
+
 def check_keys(record: Any, wanted: Mapping[str, type], where: str, remedy: str = "fit it again") -> None:
     """Refuse a JSON object with other keys, or a value of another type (a bool is no number).
 

@@ -58,6 +58,8 @@ def create_timm_model(config: BackboneConfig, channels: int) -> Any:
         InputError: no such model, arguments that it does not take, or weights that are not this model's. timm itself
             keeps silent about weights that a file does not have, and leaves them random.
     """
+    if "checkpoint_path" in config.arguments:  # timm would open any kind of file
+        raise InputError("backbone.arguments: no checkpoint_path; name a .safetensors file in backbone.pretrained")
     fixed: dict[str, Any] = {"num_classes": 0, "global_pool": "", "in_chans": channels}
     keys: set[str] | None = None
     if isinstance(config.pretrained, Path) and not config.pretrained.is_dir():

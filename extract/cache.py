@@ -22,8 +22,9 @@ from data.order import derive_seed
 from data.runs import Log
 from data.shard_index import is_whole_shard
 from data.shards import CacheIdentity, images_per_shard, patient_hash, shard_name
+from data.strict_json import read_json
 from extract.backbone import ImageClassifier, map_shape
-from extract.checkpoint import check_folder, load_json, load_tensors, load_weights
+from extract.checkpoint import check_folder, load_json, load_tensors, load_weights, trained_patients
 from extract.config import ExtractConfig
 from extract.estimate import Form, check_disk, forms_table, pooled, storage_forms
 from extract.extraction import Pictures, extract_shards
@@ -49,6 +50,8 @@ def write_cache(
     identity = cache_identity(config, backbone_shape, images, manifest.classes)
     refuse_new_split(config.run_dir / "stage_one", manifest)
     if is_complete(folder, identity, images):
+        if accelerator.is_main_process:
+            (folder / "plan.json").unlink(missing_ok=True)  # of a run that was killed right before it did
         log(f"cache: {identity.num_images} maps are there already")
         return
     if accelerator.is_main_process:
@@ -105,7 +108,7 @@ def begin(folder: Path, identity: CacheIdentity, images: pd.DataFrame, forms: li
     """Claim a cache folder for one identity, say what it will cost and check that the disk can hold it."""
     plan = folder / "plan.json"
     if plan.exists():
-        refuse_changes(folder, json.loads(plan.read_text()), identity, images)
+        refuse_changes(folder, read_json(plan, f"delete {folder} and rerun extract.py"), identity, images)
     of_unknown_origin = [] if plan.exists() or (folder / "cache.json").exists() else list(folder.glob("*.tar"))
     for leftover in [*folder.glob(".tmp-*"), *of_unknown_origin]:
         leftover.unlink()
@@ -164,7 +167,7 @@ def keep_training_data(
     if not path.exists():
         patients = sorted({*train_set.images["patient_id"], *former})
         atomic_write(path, json.dumps({"digest": digest, "trained_patients": patients}, indent=1))
-    elif not finished and load_json(path)["digest"] != digest:
+    elif not finished and load_json(path).get("digest") != digest:
         raise InputError(
             f"{path}: this training was begun with other images, labels or splits than manifest.csv now holds;"
             f" delete {stage_dir} to start anew, or choose another run_dir"
@@ -177,7 +180,7 @@ def refuse_new_split(stage_dir: Path, manifest: Manifest) -> None:
     Raises:
         InputError: names the first such patient.
     """
-    trained = set(load_json(stage_dir / "data.json")["trained_patients"])
+    trained = trained_patients(stage_dir)
     held_out = manifest.images.loc[manifest.images["split"] != "train", "patient_id"]
     seen = sorted(trained & set(held_out))
     if seen:
@@ -193,7 +196,7 @@ def provenance(stage_dir: Path, manifest: Manifest, identity: CacheIdentity) -> 
     The patients that the backbone learned from stand as keyed hashes (key: the weights' digest), enough for stage two
     to refuse validating or testing on them, useless for finding out who they are without a list to try.
     """
-    trained = load_json(stage_dir / "data.json")["trained_patients"]  # not today's train split, which may have changed
+    trained = trained_patients(stage_dir)  # not today's train split, which may have changed
     return {
         "manifest_sha256": manifest.digest,
         "versions": decoder_versions(),

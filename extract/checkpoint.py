@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.files import sha256_file, sync_folder
-from data.strict_json import read_json
+from data.strict_json import read_json, read_texts
 
+AGAIN = "copy the whole folder again, or train again"
 Content = Mapping[str, Tensor] | dict[str, Any] | str
 
 
@@ -73,11 +74,14 @@ def check_folder(folder: Path) -> None:
     digests_path = folder / "digests.json"
     if not digests_path.is_file():
         raise InputError(f"{folder}: not a complete model or checkpoint folder (digests.json is missing)")
-    digests = read_json(digests_path, "copy the whole folder again, or train again")
+    digests = read_json(digests_path, AGAIN)
     if not digests:
         raise InputError(f"{digests_path}: damaged, wanted a JSON object of file names and digests")
+    present = {path.name for path in folder.iterdir() if path.is_file()}
+    if unlisted := sorted(name for name in present - set(digests) if name.endswith(".safetensors")):
+        raise InputError(f"{folder / unlisted[0]}: digests.json does not list it, so nobody vouches for it; {AGAIN}")
     for name, wanted in digests.items():
-        if not (folder / name).is_file():
+        if name not in present:
             raise InputError(f"{folder / name}: missing, although digests.json lists it")
         found = sha256_file(folder / name)
         if found != wanted:
@@ -97,8 +101,30 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a checked folder."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON object of a checked folder: the digests vouch for its bytes, not for who wrote them.
+
+    Raises:
+        InputError: It is missing or holds anything else.
+    """
+    return read_json(path, AGAIN)
+
+
+def load_classes(folder: Path) -> tuple[str, ...]:
+    """The classes of a checked model folder, in the order of its outputs.
+
+    Raises:
+        InputError: `classes.json` is missing or holds anything else.
+    """
+    return tuple(read_texts(folder / "classes.json", "classes", AGAIN))
+
+
+def trained_patients(stage_dir: Path) -> set[str]:
+    """Whom a stage has learned from, as its `data.json` says.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    return set(read_texts(stage_dir / "data.json", "trained_patients", f"delete {stage_dir} and train it again"))
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

@@ -60,7 +60,11 @@ def ask_teacher(
 
 def never_labelled(folder: Path) -> set[str]:
     """Classes without a single known label in the teacher's validation: nobody knows what their outputs mean."""
-    scores = load_json(model_folder(folder) / "metrics.json").get("val", {}).get("per_class", {})
+    path = model_folder(folder) / "metrics.json"
+    val = load_json(path).get("val", {})
+    scores = val.get("per_class", {}) if isinstance(val, dict) else None
+    if not isinstance(scores, dict) or not all(isinstance(s, dict) and "known" in s for s in scores.values()):
+        raise InputError(f"{path}: damaged, wanted scores by class under val.per_class; train it again")
     return {name for name, score in scores.items() if not score["known"]}
 
 

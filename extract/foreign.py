@@ -21,7 +21,7 @@ from data.files import atomic_write, sha256_file
 from data.label_spaces import CXR_LT_2026_CLASSES
 from data.runs import keep_config, run_command
 from extract.backbone import ImageClassifier
-from extract.checkpoint import check_folder, load_json, load_tensors, load_weights, save_folder
+from extract.checkpoint import check_folder, load_classes, load_json, load_tensors, load_weights, save_folder
 from extract.config import ExtractConfig
 from extract.dinov2 import import_backbone, is_hugging_face
 
@@ -133,7 +133,7 @@ def is_imported(stage_dir: Path, classes: tuple[str, ...]) -> bool:
     if not (best / "metrics.json").is_file() or "imported" not in load_json(best / "metrics.json"):
         return False
     check_folder(best)
-    outputs = tuple(load_json(best / "classes.json")["classes"])
+    outputs = load_classes(best)
     if outputs != classes:
         first = next((pair for pair in zip(outputs, classes, strict=False) if pair[0] != pair[1]), None)
         differ = f"{first[0]!r} and {first[1]!r}" if first else f"{len(outputs)} and {len(classes)} classes"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.manifest import Manifest
-from extract.checkpoint import check_folder, load_json, load_tensors
+from extract.checkpoint import check_folder, load_tensors, trained_patients
 
 PREFIX = "backbone."
 NORMAL = ("No Finding", "Normal")
@@ -69,8 +69,8 @@ def former_patients(pretrained: bool | Path) -> set[str]:
     """
     if not isinstance(pretrained, Path) or not pretrained.is_dir():
         return set()
-    path = model_folder(pretrained).parent / "data.json"
-    return set(load_json(path)["trained_patients"]) if path.is_file() else set()
+    stage_dir = model_folder(pretrained).parent
+    return trained_patients(stage_dir) if (stage_dir / "data.json").is_file() else set()
 
 
 def refuse_former_patients(former: set[str], manifest: Manifest) -> None:

@@ -147,10 +147,13 @@ class TrainingState:
         for name, average in self._averages().items():
             load_weights(average, load_tensors(folder / name), str(folder / name))
         state = load_json(folder / "state.json")
-        self.progress = Progress(**state["progress"])
-        self._resume_loss(torch.tensor(state["running_loss"]))
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        try:
+            self.progress = Progress(**state["progress"])
+            self._resume_loss(torch.tensor(state["running_loss"]))
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise InputError(f"{folder / 'state.json'}: not the state of a training run of this version") from None
         self.accelerator.wait_for_everyone()
         if named is None and folder.name == "previous" and self.accelerator.is_main_process:
             # a damaged last/ must not become previous/ at the next save: a crash then would leave nothing whole

@@ -18,6 +18,7 @@ from data.config import parse_config
 from data.errors import InputError
 from data.manifest import Manifest, read_manifest
 from data.order import derive_seed
+from data.plots import save_figure
 from data.runs import run_command
 from extract.images import ImageDataset
 from extract.mxa import roi_boxes
@@ -135,7 +136,4 @@ def plot_boxes(
         axis.set_title("\n".join(textwrap.wrap(title, 36)[:3]), fontsize=7)
     handles = [Rectangle((0, 0), 1, 1, edgecolor=colour, fill=False) for colour in COLOURS]
     figure.legend(handles, [f"stage {n + 1}" for n in range(3)], loc="outside lower center", ncols=3, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    figure.savefig(temporary, dpi=100)
-    temporary.replace(path)
+    save_figure(figure, path, dpi=100)

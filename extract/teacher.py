@@ -20,7 +20,7 @@ from data.manifest import Manifest
 from data.runs import Log
 from data.transforms import Preprocessing
 from extract.backbone import ImageClassifier
-from extract.checkpoint import check_folder, load_json, load_tensors, load_weights
+from extract.checkpoint import check_folder, load_classes, load_json, load_tensors, load_weights, trained_patients
 from extract.config import ExtractConfig
 from extract.engine import gather_rows
 from extract.images import ImageDataset, load_batches, on_device, plain_requests
@@ -57,11 +57,11 @@ def load_teacher(folder: Path) -> Teacher:
     config, _ = parse_config(ExtractConfig, best / "config.yaml", [])
     image = Preprocessing.from_dict(load_json(best / "preprocessing.json"))
     config = replace(config, image=image, backbone=replace(config.backbone, pretrained=False))
-    classes = tuple(load_json(best / "classes.json")["classes"])
+    classes = load_classes(best)
     model = ImageClassifier(config.backbone, config.head, image.channels, len(classes))
     load_weights(model, weights, str(best))
     data = best.parent / "data.json"
-    trained = frozenset(load_json(data)["trained_patients"]) if data.is_file() else None
+    trained = frozenset(trained_patients(best.parent)) if data.is_file() else None
     return Teacher(model, config, classes, load_json(best / "digests.json")["model.safetensors"], trained)
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from data.cache import FeatureCache
 from data.manifest import read_manifest
+from data.plots import save_figure
 from data.runs import Log
 from data.storage import decode_maps
 from data.views import VIEWS
@@ -133,4 +134,4 @@ def plot_groups(shown: dict[int, list[View]], groups: GroupSet, classes: tuple[s
             axis.imshow(picture, cmap="inferno", vmin=0, vmax=brightest)
             axis.set_title(f"slot {slot}: {view}", fontsize=8)
     figure.suptitle("mean absolute activation; views and types may be dropped, as in training", fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

@@ -12,7 +12,7 @@ from data.files import atomic_write, sha256_file
 from data.manifest import Manifest
 from data.runs import Log
 from extract.cache import refuse_new_split
-from extract.checkpoint import check_folder, load_json, load_tensors, load_weights
+from extract.checkpoint import check_folder, load_json, load_tensors, load_weights, trained_patients
 from extract.config import ExtractConfig
 from extract.teacher import load_teacher
 from extract.train import readable_images
@@ -77,7 +77,7 @@ def refuse_leaks_and_changes(
             f"manifest.csv: {len(changed)} image files are not the cached ones, first image {changed[0]}; put them"
             " back, or rerun extract.py in a new run_dir"
         )
-    return set(load_json(config.run_dir / "stage_one" / "data.json")["trained_patients"])
+    return trained_patients(config.run_dir / "stage_one")
 
 
 def keep_start(stage_dir: Path, digests: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 
 from data.files import atomic_write
-from data.plots import BLUE, GREY, ORANGE
+from data.plots import BLUE, GREY, ORANGE, save_figure
 from data.runs import run_command
 from fusion.missing_views import compare_missing, load_run
 from fusion.scoring import span
@@ -91,7 +91,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     methods = [m for m in STYLES if m in next(iter(parts.values()))["methods"]]
     handles = [left.plot([], [], linestyle="none", label=method, **STYLES[method])[0] for method in methods]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(methods), frameon=False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def panel(axis: Any, values: dict[str, dict[str, Any]], label: str, parts: dict[str, Any]) -> None:

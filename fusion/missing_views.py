@@ -25,7 +25,7 @@ from data.errors import InputError
 from data.manifest import Manifest, read_manifest
 from data.order import derive_seed
 from data.seeds import mean_over_seeds, seed_differences
-from extract.checkpoint import check_folder, load_json, load_tensors, load_weights
+from extract.checkpoint import check_folder, load_classes, load_json, load_tensors, load_weights
 from extract.engine import make_accelerator, sigmoid
 from fusion.baselines import BASELINES, baseline_groups
 from fusion.ceilings import KIND_OF
@@ -158,7 +158,7 @@ def load_run(run_dir: Path, name: str = "fusion", cache_dir: Path | None = None)
     classes, accelerator = manifest.classes, make_accelerator(config)
     test = make_groups(manifest.of_split("test"), cache, config.grouping)
     mlp = load_mlp(folder / MLP_FOLDER, cache, len(classes)) if (folder / MLP_FOLDER).is_dir() else None
-    if load_json(folder / "metrics.json")["baseline_head"] == "re-trained head":
+    if load_json(folder / "metrics.json").get("baseline_head") == "re-trained head":
         single = load_model(folder / "single_image" / "best", config, cache, manifest, accelerator)
         images = in_row_order(averaged(config, single_images(test), cache, single, accelerator), test)
     else:
@@ -177,7 +177,7 @@ def load_model(
         InputError: the folder is damaged, or its classes are not the manifest's.
     """
     check_folder(folder)
-    if tuple(load_json(folder / "classes.json")["classes"]) != manifest.classes:
+    if load_classes(folder) != manifest.classes:
         raise InputError(f"{folder / 'classes.json'}: its classes are not those of manifest.csv")
     model = build_model(config.model, cache.identity.map_shape, len(manifest.classes))
     load_weights(model, load_tensors(folder / "model.safetensors"), str(folder))

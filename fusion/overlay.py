@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
+from data.plots import save_figure
+
 HEIGHT = 2.6  # inches of a picture
 HOT = "inferno"
 
@@ -73,7 +75,4 @@ def draw_overlays(
                 axes.annotate(
                     words, (-0.05, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=9, linespacing=1.4
                 )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    figure.savefig(temporary)
-    temporary.replace(path)
+    save_figure(figure, path, dpi=100)

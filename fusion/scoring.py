@@ -4,6 +4,8 @@ G groups, N images, C classes.
 """
 
 import io
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data.bootstrap import patient_bootstrap
+from data.errors import InputError
 from data.files import atomic_write
 from data.intervals import BootstrapResult, ratio_interval
 from data.manifest import Manifest
@@ -48,9 +51,16 @@ def keep_scores(path: Path, groups: GroupSet, scores: Scores, single: Float[np.n
 
 
 def load_scores(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that `keep_scores` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    """The arrays that `keep_scores` wrote.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise InputError(f"{path}: missing or damaged; run train_fusion.py again") from None
 
 
 def score(

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float
 from torch import nn
 
 from data.cache import FeatureCache
+from data.config import read_yaml
 from data.errors import InputError
 from data.files import sha256_file
-from extract.checkpoint import check_folder, load_tensors, load_weights
+from extract.checkpoint import AGAIN, check_folder, load_tensors, load_weights
 from extract.heads import HeadConfig, build_head
 from fusion.evaluation import average_logits
 from fusion.grouping import GroupSet
@@ -64,7 +64,11 @@ def load_head(run_dir: Path, cache: FeatureCache) -> nn.Module:
             f"{cache.folder}: this cache was made with another backbone (weights {wanted[:12]}, {best} has"
             f" {found[:12]}); delete {cache.folder} and rerun extract.py"
         )
-    config = HeadConfig(**yaml.safe_load((best / "config.yaml").read_text())["head"])
+    tree = read_yaml(best / "config.yaml")
+    try:
+        config = HeadConfig(**tree["head"])
+    except (KeyError, TypeError):
+        raise InputError(f"{best / 'config.yaml'}: damaged, wanted the options of the head; {AGAIN}") from None
     head = build_head(config, cache.identity.map_shape[2], len(cache.identity.classes)).eval()
     weights = load_tensors(best / "model.safetensors")
     prefix = "head."

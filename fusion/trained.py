@@ -13,7 +13,7 @@ from data.config import parse_config
 from data.errors import InputError
 from data.manifest import Manifest, read_manifest
 from data.transforms import Preprocessing
-from extract.checkpoint import check_folder, load_json, load_tensors, load_weights
+from extract.checkpoint import check_folder, load_classes, load_json, load_tensors, load_weights
 from fusion.config import FusionConfig
 from fusion.grouping import GroupSet, cached_manifest, evaluation_views, make_groups
 from fusion.model import FusionModel
@@ -64,7 +64,7 @@ def load_trained(run_dir: Path, name: str = "fusion", cache_dir: Path | None = N
     config, _ = parse_config(FusionConfig, best / "config.yaml", [])
     cache = FeatureCache(cache_dir or config.cache_dir or run_dir / "cache")
     manifest = cached_manifest(read_manifest(run_dir / "manifest.csv"), cache)
-    if (classes := load_json(best / "classes.json")["classes"]) != list(manifest.classes):
+    if (classes := load_classes(best)) != manifest.classes:
         raise InputError(f"{best}: has {len(classes)} classes, other ones than manifest.csv; rerun train_fusion.py")
     model = FusionModel(config.model, cache.identity.map_shape, len(classes)).eval()
     load_weights(model, load_tensors(best / "model.safetensors"), str(best))
