@@ -30,6 +30,7 @@ from fusion.overlay import draw_overlays
 from fusion.shapley import shapley_shares
 from fusion.trained import TrainedFusion, load_trained
 
+TITLES = {"attention": "attention of the ML-Decoder", "class_maps": "class maps", "grad_cam": "Grad-CAM"}
 BASELINE_GROUPS = 256
 """Validation groups whose mean logits stand for no view at all."""
 
@@ -169,7 +170,7 @@ def draw_group(
     names, probabilities = trained.manifest.classes, sigmoid(logits[None])[0]
     draw_overlays(
         path,
-        f"{groups.ids[number]}, {method.replace('_', ' ')}",
+        f"{groups.ids[number]}, {TITLES[method]}",
         images,
         [f"{VIEWS[t]} {v + 1}" for v, t in enumerate(types)],
         pixels,
