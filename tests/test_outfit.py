@@ -89,7 +89,7 @@ RUN_NOTEBOOK = {"cells": [{"cell_type": "code", "outputs": [{"text": "p1"}], "ex
         ("a.csv", b"path,subject_id\nx,1\n", "subject_id"),
         ("a.csv", b'\xef\xbb\xbf"PatientID";view\n', "PatientID"),
         ("a.tsv", b"view\tPatient ID\n", "Patient ID"),
-        ("a.csv.gz", gzip.compress(b"dicom_id,view\n"), "dicom_id"),
+        ("a.csv.gz", gzip.compress(b"dicom_id,view\n", mtime=0), "dicom_id"),
         ("a.csv.gz", b"\x1f\x8b broken", "unreadable"),
         ("a.xlsx", b"PK", "reviewed"),
         ("a.ipynb", json.dumps(RUN_NOTEBOOK).encode(), "outputs"),
