@@ -14,7 +14,7 @@ demo: $(BIN)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: $(BIN)/.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

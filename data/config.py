@@ -87,7 +87,9 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         _check_tokens(text)
-        return yaml.safe_load(text)
+        tree = yaml.safe_load(text)
+        _check_key_texts(tree)
+        return tree
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as a configuration ({' '.join(str(error).split())[:200]})") from None
 
@@ -102,6 +104,14 @@ def _check_tokens(text: str) -> None:
         starts += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
         if starts > MAX_BRACKETS:
             raise InputError(f"more than {MAX_BRACKETS} brackets")
+
+
+def _check_key_texts(tree: Any) -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if not isinstance(key, str):
+                raise InputError(f"the key {key!r} is no text")
+            _check_key_texts(value)
 
 
 def _check_sections(tree: Any, config_class: Any, where: str) -> None:

@@ -6,7 +6,6 @@ F1 on the rows that chose a threshold is too good to be true, the more so the fe
 few take the *shared* threshold, that of best F1 when all classes that have a positive are counted together.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +95,7 @@ def from_json(record: Any, where: str) -> Thresholds:
     return Thresholds(own, shared, tuple(record["classes"]))
 
 
-def _probability(value: float, where: str) -> float:
-    if not (math.isfinite(value) and 0 <= value <= 1):
+def _probability(value: float | int, where: str) -> float:
+    if not 0 <= value <= 1:
         raise InputError(f"{where}: a threshold must be in 0..1, found {value}")
     return float(value)

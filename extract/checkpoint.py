@@ -77,7 +77,7 @@ def check_folder(folder: Path) -> None:
     digests = read_json(digests_path, AGAIN)
     if not digests:
         raise InputError(f"{digests_path}: damaged, wanted a JSON object of file names and digests")
-    present = {path.name for path in folder.iterdir() if path.is_file()}
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     if unlisted := sorted(name for name in present - set(digests) if name.endswith(".safetensors")):
         raise InputError(f"{folder / unlisted[0]}: digests.json does not list it, so nobody vouches for it; {AGAIN}")
     for name, wanted in digests.items():

@@ -83,13 +83,13 @@ def test_sides_that_do_not_overlap_are_no_leak(tmp_path, two_sets):
 def test_ids_compare_within_an_archive_only(tmp_path):
     one = collection(tmp_path / "a", ["i1", "i2"], ["17", "18"], ["test", "test"], source="nih_cxr14")
     other = collection(tmp_path / "b", ["k3", "k4"], ["17", "18"], ["train"] * 2, source="RSNA-2018", name="b")
-    apart = collection(tmp_path / "c", ["m5", "m6"], ["17", "x"], ["train"] * 2, source="elsewhere", name="c")
+    apart = collection(tmp_path / "c", ["m5", "m6"], ["00000017", "x"], ["train"] * 2, source="elsewhere", name="c")
     assert [archive_of(s) for s in ("nih_cxr14", "RSNA-2018", "elsewhere")] == ["ChestX-ray14"] * 2 + ["elsewhere"]
     assert archive_of("VinBigData") == archive_of("vindr_cxr") != archive_of("mimic") == archive_of("CXR-LT 2024")
     assert [o.name for o in overlaps(one_table([one, other]), "patient_id") if o.leaks] == ["00000017", "00000018"]
     found = audit([one, apart], progress=False)
     assert found.num_leaks == 0
-    assert [(s.kind, s.examples, s.count) for s in found.shared] == [("patient_id", ["17"], 1)]
+    assert [(s.kind, s.examples, s.count) for s in found.shared] == [("patient_id", ["00000017"], 1)]
 
 
 def test_two_forms_of_one_archive_overlap_by_name(tmp_path):

@@ -272,18 +272,17 @@ def test_killed_in_any_phase_a_run_goes_on_to_the_same_bits(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_freezing_on_two_and_three_processes_gives_the_weights_of_one(tmp_path):
+def test_freezing_on_two_processes_gives_the_weights_of_one(tmp_path):
     ends = {}
-    for number in (1, 2, 3):
+    for number in (1, 2):
         make_run(tmp_path / f"on_{number}")
         assert drive("freeze", tmp_path / f"on_{number}", num_processes=number).count(f"frozen on {number}") == number
         files = [tmp_path / f"on_{number}/end-{rank}/model.safetensors" for rank in range(number)]
         ends[number] = [safetensors.torch.load_file(path) for path in files]
-    for number in (2, 3):
-        for end in ends[number]:
-            assert end.keys() == ends[1][0].keys()
-            assert all(torch.equal(end[name], ends[number][0][name]) for name in end), "all processes agree"
-            assert max(float((end[name] - ends[1][0][name]).abs().max()) for name in end) < 1e-9
+    for end in ends[2]:
+        assert end.keys() == ends[1][0].keys()
+        assert all(torch.equal(end[name], ends[2][0][name]) for name in end), "all processes agree"
+        assert max(float((end[name] - ends[1][0][name]).abs().max()) for name in end) < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -385,14 +385,3 @@ def test_a_bad_key_or_value_is_named(tmp_path, capsys, stage, changes, names):
         stage(tmp_path, "--config", str(path))
     assert exit.value.code == 2
     assert names in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("recipe", ["demo", "real_cxr"])  # cxr_lt_2023 is the one all other tests run
-def test_every_recipe_layered_with_tiny_trains(tmp_path, recipe):
-    make_run(tmp_path / "run", num_studies=25)
-    files = [
-        str(ROOT / stage / "configs" / f"{name}.yaml") for stage in ("extract", "fusion") for name in (recipe, "tiny")
-    ]
-    extract.train.main(["--config", files[0], "--config", files[1], "--run_dir", str(tmp_path / "run")])
-    fusion.train.main(["--config", files[2], "--config", files[3], "--run_dir", str(tmp_path / "run")])
-    assert (tmp_path / "run/fusion/submission.csv").exists()

@@ -65,9 +65,3 @@ def test_every_image_is_predicted_once_and_alike(one, two):
         (ids_a, a, _), (ids_b, b, _) = (read_predictions(run / "fusion" / f"logits_{split}.csv") for run in (one, two))
         assert ids_a.equals(ids_b)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
-
-
-def test_stage_one_trains_on_two_processes(tmp_path):
-    make_run(tmp_path / "run")
-    launch("extract.py", *CONFIGS["extract"], "--run_dir", str(tmp_path / "run"), "--batch_size", "3")
-    assert (tmp_path / "run/cache/cache.json").exists()
