@@ -115,6 +115,14 @@ def metric_values(
     cuts: Float[np.ndarray, "C"],
     specificity: float,
 ) -> dict[str, Float[np.ndarray, "C"]]:
+    """Every measure per class on the rows as they are; NaN for a class without a positive, or without a cut for F1.
+
+    Args:
+        values: Probabilities in [0, 1].
+        targets: Labels, NaN where unknown.
+        cuts: Thresholds chosen elsewhere, NaN where there is none.
+        specificity: At which sensitivity is told.
+    """
     scores = per_class(values, targets)
     numbers = {
         "AUROC": scores.auroc,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.errors import InputError
 from data.files import atomic_write
@@ -172,3 +173,6 @@ def test_classes_of_any_name_can_be_drawn(tmp_path, names):
     plot_batch(torch.zeros(2, 1, 4, 4), manifest.select(np.arange(2)), tmp_path / "b.png")
     scores = np.random.default_rng(0).random((12, 3))
     plot_roc(tmp_path / "r.png", scores, manifest.labels.astype(float), names, names[0])
+    for name in ("b.png", "r.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 100
