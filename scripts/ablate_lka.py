@@ -1,11 +1,11 @@
 """Large-kernel attention on the phantom: where the blocks stand, and one phase of training or two.
 
-    python scripts/ablate_lka.py            # about 2 CPU-hours; finished parts are recognised
+    python scripts/ablate_lka.py            # about 1 CPU-hour; finished parts are recognised
     python scripts/ablate_lka.py --studies 60,25,30 --epochs 2 --seeds 0 --only dense --folder runs/look  # not kept
     python scripts/ablate_lka.py --check    # one cell again, compared with the kept table
 
 The recipes extract/configs/lka_*.yaml with small.yaml on top, on a slim DenseNet and the demo's slim ResNet (a VGG16
-takes hours of CPU), from random weights at 128 px, 3 seeds, one thread each, two at a time. Two phases: half of the
+takes hours of CPU), from random weights at 96 px, 3 seeds, one thread each, two at a time. Two phases: half of the
 epochs on abnormal images with binary cross-entropy, half on all with focal loss, the new head alone in the first of
 them. One phase: as many epochs on all images with one of the losses, so it sees somewhat more images. Scored are single
 images of the test split by stage one's own head. A picture of Grad-CAM per backbone stands beside the cells. What this
@@ -28,7 +28,7 @@ from _experiment import check_cell, command, compare, keep, link_run, table_line
 from data.manifest import Manifest, read_manifest
 from fusion.stage_one_report import draw_grad_cam, evaluate, load_run
 
-SEEDS, EPOCHS, STUDIES = (0, 1, 2), 12, "1200,250,450"
+SEEDS, EPOCHS, STUDIES = (0, 1, 2), 8, "1200,250,450"
 SLIM_DENSENET = "{growth_rate: 12, block_config: [2, 4, 4, 2]}"
 BACKBONES: dict[str, tuple[list[object], str]] = {
     "dense": (["--backbone.name", "densenet121", "--backbone.arguments", SLIM_DENSENET], "lka_last_two"),
@@ -115,7 +115,7 @@ def phase(
     """One run of stage one."""
     link_run(options.folder / "data", run_dir, ["manifest.csv", "manifest.json", "phantom"])
     layers = ["--config", f"extract/configs/{recipe}.yaml", "--config", "extract/configs/small.yaml"]
-    own = [*BACKBONES[cell.backbone][0], "--backbone.attention", cell.placement, "--image.size", 128, "--patience", 0]
+    own = [*BACKBONES[cell.backbone][0], "--backbone.attention", cell.placement, "--patience", 0]
     command("extract.py", *layers, "--run_dir", run_dir, "--seed", seed, "--epochs", epochs, *own, *words, threads=1)
 
 

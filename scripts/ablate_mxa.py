@@ -32,8 +32,8 @@ from data.tables import read_table, write_table
 from extract.teacher import load_teacher, predict_probabilities
 
 ARMS = ("U1", "U1 + MXA", "U1 + MXA + KD")
-SEEDS, EPOCHS, TEACHER_EPOCHS = (0, 1, 2), 24, 32
-SIZE = 128
+SEEDS, EPOCHS, TEACHER_EPOCHS = (0, 1, 2), 16, 24
+SIZE = 96
 UNCERTAIN = {"1": 0.15, "0": 0.03}
 """Share of a class's positive and negative training studies whose label becomes -1."""
 SMALL = {
