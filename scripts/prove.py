@@ -1,9 +1,9 @@
 """Count what was done to it: crashes, damage, hostile files, wrong files, kills. Status 1 if anything got through.
 
     python scripts/prove.py                                  a few minutes: what the tests do, counted
-    python scripts/prove.py --part fuzz --hours 3 --seed 1   wrong files for three hours, other ones than in the tests
+    python scripts/prove.py --part fuzz --hours 3 --seed 1   wrong files for three hours, led by the lines reached
     python scripts/prove.py --part crashes --long            every crash of every command, training included
-    python scripts/prove.py --part kills --long              30 random kills of each stage on one and two processes
+    python scripts/prove.py --part kills --long              200 random kills while a cache is written, 50 in training
 
 The numbers in docs/reliability.md are this script's; --out appends them to a file as JSON lines.
 """
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import _root  # noqa: F401
+import _root
 from prove_kills import stamp
 
 
@@ -83,8 +84,10 @@ def fuzz(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from tests.faults.targets import TARGETS
 
     for name in TARGETS:
-        inputs, seconds = (10**12, options.hours * 3600 / len(TARGETS)) if options.hours else (2000, 600)
-        found = fuzz(name, inputs, seconds, options.seed)
+        if options.hours:
+            yield guided(name, options.hours * 3600 / len(TARGETS), options.seed)
+            continue
+        found = fuzz(name, 2000, 600, options.seed)
         for number, content in enumerate(found.failures.values()):
             Path(f"failed_{name}_{options.seed}_{number}").write_bytes(content)
         bad = list(found.failures) + ["memory"] * (found.memory_mb > MOST_MB)
@@ -92,10 +95,32 @@ def fuzz(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"target": name, **numbers, "memory_mb": found.memory_mb, "got_through": bad}
 
 
+def guided(name: str, seconds: float, seed: int) -> dict[str, Any]:
+    """Wrong files of one kind in a process of their own, led by the lines that they reach."""
+    words = ["--target", name, "--seconds", str(seconds), "--seed", str(seed)]
+    command = [sys.executable, "-m", "tests.faults.guided", *words]
+    run = subprocess.run(command, cwd=_root.ROOT, capture_output=True, text=True, errors="replace")
+    reached = re.findall(r" cov: (\d+)", run.stderr)
+    if run.returncode or not reached:
+        return {"target": name, "got_through": [f"status {run.returncode}: {run.stderr[-1500:]}"]}
+    return json.loads(run.stdout.splitlines()[-1]) | {"edges": [int(reached[0]), int(reached[-1])]}
+
+
+KILLS = {
+    ("cache", 1): 120,
+    ("cache", 2): 80,
+    ("extract", 1): 13,
+    ("extract", 2): 12,
+    ("fusion", 1): 13,
+    ("fusion", 2): 12,
+}
+"""By stage and number of processes; "cache" only writes shards, "extract" trains stage one first."""
+
+
 def kills(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Random kills of whole process groups; see prove_kills.py."""
-    for stage, processes in [(s, n) for s in ("extract", "cache", "fusion") for n in (1, 2)]:
-        words = ["--stage", stage, "--processes", str(processes), "--kills", "30" if options.long else "3"]
+    for (stage, processes), number in KILLS.items():
+        words = ["--stage", stage, "--processes", str(processes), "--kills", str(number if options.long else 3)]
         script = Path(__file__).with_name("prove_kills.py")
         run = subprocess.run(
             [sys.executable, script, *words, "--seed", str(options.seed)], capture_output=True, text=True
@@ -111,8 +136,8 @@ def main() -> None:
     """Run the parts, print a line for everything that was tried."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(PARTS), action="append", help="may be repeated; default: all but kills")
-    parser.add_argument("--long", action="store_true", help="every crash and 30 kills each; hours")
-    parser.add_argument("--hours", type=float, default=0.0, help="of wrong files, instead of 2,000 of each kind")
+    parser.add_argument("--long", action="store_true", help="every crash, 250 kills; hours")
+    parser.add_argument("--hours", type=float, default=0.0, help="of wrong files by atheris, not 2,000 of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of wrong files and random kills")
     parser.add_argument("--out", type=Path, help="append the results to this file, a JSON line each")
     options, got_through = parser.parse_args(), 0

@@ -42,25 +42,25 @@ class TooSlowError(BaseException):
     """Nothing in the code may catch the watchdog."""
 
 
-def _bark(number: int, frame: object) -> None:
+def warn_of_slow(number: int, frame: object) -> None:
     raise TooSlowError
 
 
 def fuzz(name: str, inputs: int, seconds: float = float("inf"), seed: int = 0) -> Outcome:
     """Feed a target until `inputs` are read or `seconds` of wall time are over."""
     rng, outcome, ends = random.Random(f"{name} {seed}"), Outcome(), time.monotonic() + seconds
-    former = signal.signal(signal.SIGVTALRM, _bark)
+    former = signal.signal(signal.SIGVTALRM, warn_of_slow)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         corpus, read = TARGETS[name](Path(folder))
         records = [record for record in map(_as_json, corpus) if record is not None]
         read(corpus[0])  # or damage would not be what is refused
-        before = _peak_mb()
+        before = peak_mb()
         while outcome.inputs < inputs and time.monotonic() < ends:
             outcome.inputs += 1
             of_json = records and rng.random() < 0.5
             attempt(read, _dumped(mutated_json(rng.choice(records), rng)) if of_json else mutated(corpus, rng), outcome)
-        outcome.memory_mb = round(_peak_mb() - before, 1)
+        outcome.memory_mb = round(peak_mb() - before, 1)
     signal.signal(signal.SIGVTALRM, former)
     return outcome
 
@@ -85,7 +85,7 @@ def attempt(read: Callable[[bytes], object], data: bytes, outcome: Outcome) -> N
     outcome.slowest_s = max(outcome.slowest_s, round(time.process_time() - start, 2))
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
