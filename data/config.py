@@ -1,6 +1,7 @@
 """How a stage reads its configuration: YAML files, layered, then options."""
 
 import dataclasses
+import functools
 import itertools
 import sys
 from argparse import ArgumentError
@@ -29,9 +30,7 @@ def parse_config(config_class: type[Config], base: Path | None, argv: list[str] 
 
     A key or value that does not fit ends the program with status 2 and one line naming the key.
     """
-    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file; may be repeated, later files and options win.")
-    parser.add_class_arguments(config_class)
+    parser = _parser(config_class)
     words = spell_out_flags(sys.argv[1:] if argv is None else argv, config_class)
     try:
         if base is not None and not config_files(words):
@@ -39,19 +38,28 @@ def parse_config(config_class: type[Config], base: Path | None, argv: list[str] 
         for path in config_files(words):
             check_yaml(path, config_class)
         arguments = parser.parse_args(words)
+        parser.validate(arguments, skip_unset=False)  # parsing passes a key without a value, whatever its type
         fields = vars(parser.instantiate(arguments))
         del fields["config"]
         return config_class(**fields), parser.dump(arguments, skip_unset=False)
-    except (ValueError, ArgumentError) as error:
+    except (ValueError, TypeError, ArgumentError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def default_values(config_class: type) -> dict[str, Any]:
     """Every key's value where nobody sets it, as ``section.key``."""
-    parser = ArgumentParser()
-    parser.add_class_arguments(config_class)
+    parser = _parser(config_class)
     return flatten(yaml.safe_load(parser.dump(parser.get_defaults(), skip_unset=False)))
+
+
+@functools.cache
+def _parser(config_class: type) -> ArgumentParser:
+    """One per class: reading the docstrings of all its sections takes longer than parsing."""
+    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file; may be repeated, later files and options win.")
+    parser.add_class_arguments(config_class)
+    return parser
 
 
 def spell_out_flags(words: list[str], config_class: Any) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from data.config import MAX_YAML_BYTES, flatten, parse_config, to_dict
+from data.config import MAX_YAML_BYTES, default_values, flatten, parse_config, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,14 @@ def test_later_files_and_options_win_and_nested_defaults_stay(tmp_path):
     assert config == Whole(steps=9, part=Part(lr=0.2, kind="fancy"))
 
 
+def test_what_was_parsed_before_leaves_nothing_behind(tmp_path, capsys):
+    error_of(capsys, tmp_path, "--part.lr", "-1", bad="part: {kind: fancy, extra: {a: 1}}\n")
+    parse(tmp_path, "--steps", "5", own="part: {lr: 0.1, extra: {b: 2}}\nweights: w.safetensors\n")
+    assert default_values(Whole)["part.extra"] == {}
+    assert parse(tmp_path) == parse_config(Whole, tmp_path / "base.yaml", [])
+    assert parse(tmp_path)[0] == Whole(steps=7)
+
+
 def test_a_rate_written_3e_4_is_a_number_and_a_path_is_a_path(tmp_path):
     config, _ = parse(tmp_path, own="part: {lr: 3e-4}\nweights: some/file.safetensors\n")
     assert config.part.lr == 3e-4
@@ -108,6 +116,8 @@ def test_a_config_becomes_plain_json(tmp_path):
         (["--part.kind", "odd"], None, "part.kind"),
         (["--part.lr", "-1"], None, "part.lr must be positive, got -1.0"),
         (["--steps", "many"], None, "steps"),
+        ([], "# a comment\nsteps:\n", "\"steps\": Expected a <class 'int'>. Got value: None"),
+        ([], "part: {lr: , kind: fancy}\n", "\"part.lr\": Expected a <class 'float'>. Got value: None"),
         (["--ste", "4"], None, "--ste"),  # an abbreviation of --config would pass our checks by
         ([], "part: {rate: 1}\n", "rate"),
         ([], "steps: [1\n", "not readable as a configuration"),

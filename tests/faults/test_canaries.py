@@ -12,7 +12,11 @@ import pytest
 from data import dicom_table, prepare
 from data.audit.command import main as audit
 from data.manifest import read_manifest
+from data.predictions import read_predictions
+from fusion import explanation, publish
+from fusion import predict_command as predict
 from fusion.doctor import report as doctor
+from fusion.report import command as report
 from tests.launch import run
 from tests.test_dicom_folder import dataset, save, view_code
 from tests.test_dicom_private import spellings
@@ -95,6 +99,28 @@ def both_stages(folder: Path) -> None:
     run("fusion", folder / "run")
 
 
+def trained(folder: Path) -> Path:
+    """Stage two's results."""
+    if not (folder / "run" / "fusion" / "predictions_test.csv").exists():
+        both_stages(folder)
+    return folder / "run" / "fusion"
+
+
+def predicted(folder: Path) -> None:
+    """All files of the folder, the broken ones too, by the run and by its published model."""
+    words = [f"--images={folder}/images", "--shares", "--num_workers=1"]
+    own = ["--heat_maps", "--top=1", f"--key={folder}/key", f"--out={folder}/predicted"]
+    predict.main(["--model", str(trained(folder)), *words, *own])
+    publish.main(["--run", str(trained(folder)), "--out", str(folder / "published")])
+    predict.main(["--model", str(folder / "published"), *words, f"--out={folder}/predicted_again"])
+
+
+def reported(folder: Path) -> None:
+    report.main([str(trained(folder)), "--cases=2"])
+    study = read_predictions(trained(folder) / "predictions_test.csv")[0]["study_id"].iloc[0]
+    explanation.main(["--run_dir", str(folder / "run"), "--study", study, "--top=2"])
+
+
 def broken_image(folder: Path) -> None:
     """An image that is damaged after it was listed: extraction names it."""
     manifest = read_manifest(prepared(folder))
@@ -125,7 +151,8 @@ def folder_without_radiographs(folder: Path) -> None:
         prepare.main(["dicom", *words])
 
 
-COMMANDS = (prepared, prepare_images, join_and_accept, audited, both_stages, broken_image, doctored, tabled)
+COMMANDS = (prepared, prepare_images, join_and_accept, audited, both_stages, predicted, reported)
+COMMANDS += (broken_image, doctored, tabled, folder_without_radiographs)
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -135,7 +162,7 @@ def written(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if not name.startswith(mine)}
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, folder_without_radiographs], ids=lambda command: command.__name__)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
 def test_no_word_of_a_header_gets_out_of_a_command(folder, command, capfd, caplog):
     caplog.set_level(logging.DEBUG)
     with warnings.catch_warnings(record=True) as said:
