@@ -28,7 +28,7 @@ from _experiment import check_cell, command, compare, keep, link_run, table_line
 from data.manifest import Manifest, read_manifest
 from fusion.stage_one_report import draw_grad_cam, evaluate, load_run
 
-SEEDS, EPOCHS, STUDIES = (0, 1, 2), 8, "1200,250,450"
+SEEDS, EPOCHS, STUDIES = (0, 1, 2), 6, "1200,250,450"
 SLIM_DENSENET = "{growth_rate: 12, block_config: [2, 4, 4, 2]}"
 BACKBONES: dict[str, tuple[list[object], str]] = {
     "dense": (["--backbone.name", "densenet121", "--backbone.arguments", SLIM_DENSENET], "lka_last_two"),

@@ -106,25 +106,17 @@ def guided(name: str, seconds: float, seed: int) -> dict[str, Any]:
     return json.loads(run.stdout.splitlines()[-1]) | {"edges": [int(reached[0]), int(reached[-1])]}
 
 
-KILLS = {
-    ("cache", 1): 120,
-    ("cache", 2): 80,
-    ("extract", 1): 13,
-    ("extract", 2): 12,
-    ("fusion", 1): 13,
-    ("fusion", 2): 12,
-}
-"""By stage and number of processes; "cache" only writes shards, "extract" trains stage one first."""
+KILLS = [*[("cache", 1, 40)] * 3, *[("cache", 2, 40)] * 2, ("extract", 1, 13), ("extract", 2, 12)]
+KILLS += [("fusion", 1, 13), ("fusion", 2, 12)]
+"""Stage, processes, how often; "cache" only writes shards, "extract" trains stage one first."""
 
 
 def kills(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Random kills of whole process groups; see prove_kills.py."""
-    for (stage, processes), number in KILLS.items():
-        words = ["--stage", stage, "--processes", str(processes), "--kills", str(number if options.long else 3)]
-        script = Path(__file__).with_name("prove_kills.py")
-        run = subprocess.run(
-            [sys.executable, script, *words, "--seed", str(options.seed)], capture_output=True, text=True
-        )
+    for number, (stage, processes, often) in enumerate(KILLS):
+        words = ["--stage", stage, "--processes", str(processes), "--kills", str(often if options.long else 3)]
+        command = [sys.executable, Path(__file__).with_name("prove_kills.py"), *words]
+        run = subprocess.run([*command, f"--seed={options.seed + number}"], capture_output=True, text=True)
         last = run.stdout.splitlines()[-1] if run.stdout else "{}"
         yield json.loads(last) if run.returncode == 0 else {"stage": stage, "got_through": [run.stderr[-500:]]}
 

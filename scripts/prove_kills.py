@@ -3,8 +3,9 @@
     python scripts/prove_kills.py --stage extract --processes 2 --kills 30
 
 A small phantom is prepared once. One run goes through undisturbed. Another is started, its whole process group killed
-(SIGKILL) at a random moment of its work, and started again, until it ends; then every weight of best/ and last/, every
-byte of the cache and every recorded score are compared. Repeated until the number of kills is reached.
+(SIGKILL) at a random moment of its work (exponential waits, a third of the work on average), and started again, until
+it ends; then every weight of best/ and last/, every byte of the cache and every recorded score are compared. Repeated
+until the number of kills is reached.
 """
 
 import argparse
@@ -192,7 +193,7 @@ def kill_until_done(
         wait_for_work(process, run_dir, before, options.stage)
         began = time.time()
         try:
-            process.communicate(timeout=rng.uniform(0, seconds) if len(met) < most else WAIT_S)
+            process.communicate(timeout=rng.expovariate(3 / seconds) if len(met) < most else WAIT_S)
         except subprocess.TimeoutExpired:
             met.append(moment(run_dir, options.stage, began))
             os.killpg(process.pid, signal.SIGKILL)
