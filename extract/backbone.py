@@ -1,5 +1,6 @@
 """Any timm backbone as one thing: images in, feature maps out. B images, D features, H W size of the map."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from extract.phases import backbone_weights
 
 Argument = bool | int | float | str | list[int] | list[float] | list[str] | None
 """Plain values only: for `Any`, jsonargparse makes an object of whatever class a configuration file names."""
+TIMM_NAME = re.compile(r"[A-Za-z0-9_.]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,11 @@ def create_timm_model(config: BackboneConfig, channels: int) -> Any:
         InputError: no such model, arguments that it does not take, or weights that are not this model's. timm itself
             keeps silent about weights that a file does not have, and leaves them random.
     """
+    if not TIMM_NAME.fullmatch(config.name):  # "hf-hub:" and "local-dir:" read what is elsewhere
+        raise InputError(
+            f"backbone.name: wanted a name of timm's own models, found {config.name!r}; download other weights"
+            " of such a model and name their .safetensors file in backbone.pretrained"
+        )
     if "checkpoint_path" in config.arguments:  # timm would open any kind of file
         raise InputError("backbone.arguments: no checkpoint_path; name a .safetensors file in backbone.pretrained")
     fixed: dict[str, Any] = {"num_classes": 0, "global_pool": "", "in_chans": channels}

@@ -17,6 +17,7 @@ from data.shards import CacheIdentity
 from data.storage import STORAGE_DTYPES
 from data.strict_json import check_keys, read_json
 from data.transforms import Augmentation
+from extract.backbone import TIMM_NAME
 from extract.checkpoint import check_folder
 from extract.config import ExtractConfig
 from fusion.config import FusionConfig
@@ -139,7 +140,7 @@ def check_plain_backbone(path: Path) -> None:
         InputError: names the key.
     """
     backbone = read_config(ExtractConfig, path).backbone
-    if not re.fullmatch(r"[A-Za-z0-9_.]+", backbone.name):
+    if not TIMM_NAME.fullmatch(backbone.name):
         raise InputError(f"{path}: backbone.name must be a name of timm's own models, found {backbone.name!r}")
     if refused := sorted(REFUSED_ARGUMENTS & backbone.arguments.keys()):
         raise InputError(f"{path}: backbone.arguments.{refused[0]} is not taken from a model folder")

@@ -147,6 +147,8 @@ def test_pickled_missing_and_damaged_files_are_refused_by_name(tmp_path):
     [
         ({"name": "resnet_eighteen"}, "resnet_eighteen"),
         ({"name": "test_resnet.no_such_tag"}, "no_such_tag"),
+        ({"name": "hf-hub:somebody/model"}, "hf-hub.*download other weights"),
+        ({"name": "local-dir:/somewhere"}, "local-dir.*backbone.pretrained"),
         ({"name": "test_resnet", "arguments": {"no_such_argument": 1}}, "no_such_argument"),
         ({"name": "test_vit", "arguments": {"num_classes": 3}}, "num_classes"),
     ],
