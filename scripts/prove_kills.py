@@ -9,7 +9,9 @@ until the number of kills is reached.
 """
 
 import argparse
+import importlib
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -30,6 +32,7 @@ CONFIGS = {
 }
 CONFIGS["cache"] = CONFIGS["extract"]
 SCRIPTS = {"extract": "extract.py", "cache": "extract.py", "fusion": "train_fusion.py"}
+MODULES = {"extract": "extract.train", "cache": "extract.train", "fusion": "fusion.train"}
 OPTIONS = {  # long enough to be killed often, with every kind of state; a save after every second step
     "extract": ["--epochs", "5", "--save_steps", "2", "--ema_decay", "0.99", "--num_workers", "1"],
     "cache": [
@@ -50,6 +53,10 @@ WAIT_S = 300
 def main() -> None:
     """Parse the command line, prove, print and keep the result."""
     options = parse()
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded
+    os.chdir(_root.ROOT)
+    if options.processes == 1:
+        importlib.import_module(MODULES[options.stage])
     with tempfile.TemporaryDirectory() as folder:
         base = prepared(Path(folder), options)
         whole, seconds = uninterrupted(base, options)
@@ -117,12 +124,47 @@ def copy_of(base: Path, name: str) -> Path:
     return Path(shutil.copytree(base, base.with_name(name), symlinks=True))
 
 
-def start(run_dir: Path, options: argparse.Namespace) -> subprocess.Popen:
+class Forked:
+    """One process of a stage, forked from this one, which has the libraries loaded; as much of a Popen as is used here.
+
+    Loading them takes longer than the work between two kills.
+    """
+
+    def __init__(self, run_dir: Path, options: argparse.Namespace) -> None:
+        self.errors = run_dir.with_name("errors.txt")
+        words = [*CONFIGS[options.stage], *OPTIONS[options.stage], "--run_dir", str(run_dir)]
+        self.process = multiprocessing.get_context("fork").Process(target=self.work, args=(options.stage, words))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def work(self, stage: str, words: list[str]) -> None:
+        """What the command does after it has loaded its libraries."""
+        os.setsid()
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+        for stream, path in ((1, os.devnull), (2, self.errors)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        importlib.import_module(MODULES[stage]).main(words)
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[None, str]:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired(MODULES, timeout or 0)
+        return None, self.errors.read_text()
+
+
+def start(run_dir: Path, options: argparse.Namespace) -> subprocess.Popen | Forked:
     """Start the stage in a process group of its own."""
-    launcher = [sys.executable]
-    if options.processes > 1:
-        several = ["--multi_gpu", "--num_processes", str(options.processes), "--main_process_port", "0"]
-        launcher += ["-m", "accelerate.commands.launch", *several]
+    if options.processes == 1:
+        return Forked(run_dir, options)
+    several = ["--multi_gpu", "--num_processes", str(options.processes), "--main_process_port", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *several]
     stage = options.stage
     command = [*launcher, SCRIPTS[stage], *CONFIGS[stage], *OPTIONS[stage], "--run_dir", str(run_dir)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
@@ -136,7 +178,7 @@ def starts(run_dir: Path) -> int:
     return log.read_text().count(" process") if log.exists() else 0
 
 
-def wait_for_work(process: subprocess.Popen, run_dir: Path, before: int, stage: str) -> None:
+def wait_for_work(process: subprocess.Popen | Forked, run_dir: Path, before: int, stage: str) -> None:
     """Wait until the stage says that it begins, or opens a shard: loading libraries is no moment worth killing."""
     began, deadline = time.time(), time.monotonic() + WAIT_S
     while starts(run_dir) == before or (stage == "cache" and not any(map(is_shard, being_written(run_dir, began)))):
@@ -175,7 +217,7 @@ def uninterrupted(base: Path, options: argparse.Namespace) -> tuple[Path, float]
     return run_dir, written if options.stage == "cache" else time.monotonic() - began
 
 
-def finish(process: subprocess.Popen) -> None:
+def finish(process: subprocess.Popen | Forked) -> None:
     """Wait for a good end."""
     _, errors = process.communicate(timeout=WAIT_S)
     if process.returncode:
