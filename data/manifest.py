@@ -7,6 +7,7 @@ are relative to, and counts. Because both stages read the same file, their split
 Axes: **N** images, **C** classes.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -199,6 +200,11 @@ def _read_description(path: Path) -> dict[str, Any] | None:
     description = read_json(path, "run scripts/prepare.py again")
     if not all(isinstance(description.get(k), str) for k in ("digest", "root")):
         raise InputError(f"{path}: 'digest' and 'root' are missing; run scripts/prepare.py again")
+    try:
+        os.stat(path.parent / description["root"])
+    except (OSError, ValueError) as error:  # images may be elsewhere today, but this is no name that a folder can have
+        if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{path}: 'root' can be no folder's name; run scripts/prepare.py again") from None
     rejected = description.get("rejected", [])
     if not isinstance(rejected, list) or not all(_is_pair_of_texts(entry) for entry in rejected):
         raise InputError(f"{path}: 'rejected' must be a list of [path, reason]; run scripts/prepare.py again")

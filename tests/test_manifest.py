@@ -184,6 +184,18 @@ def test_other_quotes_and_line_ends_are_no_edit(tmp_path):
     assert read_manifest(path).digest == make(tmp_path).digest
 
 
+@pytest.mark.parametrize("root", ["a" * 5000, "a" * 300, "a\0b"])
+def test_a_root_that_no_folder_can_be_called_is_refused(tmp_path, root):
+    path = tmp_path / "manifest.csv"
+    write_manifest(make(tmp_path), path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(record | {"root": root}))
+    with pytest.raises(InputError, match=r"manifest.json: 'root' can be no folder's name"):
+        read_manifest(path)
+    path.with_suffix(".json").write_text(json.dumps(record | {"root": "not/here/today"}))
+    assert len(read_manifest(path)) == len(make(tmp_path))
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"digest": 1, "root": "."}', '{"digest": "x"}'])
 def test_a_damaged_description_is_named(tmp_path, content):
     write_manifest(make(tmp_path), tmp_path / "manifest.csv")
