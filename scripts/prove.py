@@ -106,7 +106,7 @@ def guided(name: str, seconds: float, seed: int) -> dict[str, Any]:
     return json.loads(run.stdout.splitlines()[-1]) | {"edges": [int(reached[0]), int(reached[-1])]}
 
 
-KILLS = [*[("cache", 1, 40)] * 4, ("extract", 1, 13), ("fusion", 1, 13)]
+KILLS = [("extract", 1, 13), ("fusion", 1, 13), *[("cache", 1, 40)] * 4]
 KILLS += [("extract", 2, 12), ("fusion", 2, 12), ("cache", 2, 40)]
 """Stage, processes, how often; "cache" only writes shards, "extract" trains stage one first."""
 

@@ -64,7 +64,8 @@ def main() -> None:
         while len(kills) < options.kills:
             rounds += 1
             run_dir = copy_of(base, f"killed_{rounds}")
-            kills += kill_until_done(run_dir, options, rng, seconds, options.kills - len(kills))
+            met, lasted = kill_until_done(run_dir, options, rng, seconds, options.kills - len(kills))
+            kills, seconds = kills + met, min(seconds, lasted)
             compare(whole, run_dir)
             shutil.rmtree(run_dir)
     record = {
@@ -226,8 +227,12 @@ def finish(process: subprocess.Popen | Forked) -> None:
 
 def kill_until_done(
     run_dir: Path, options: argparse.Namespace, rng: random.Random, seconds: float, most: int
-) -> list[str]:
-    """Start, kill at a random moment, start again; leave it alone after `most` kills. What each kill met."""
+) -> tuple[list[str], float]:
+    """Start, kill at a random moment, start again; leave it alone after `most` kills.
+
+    Returns:
+        What each kill met; and how long the work took, infinite where it was killed: a machine may be busier at first.
+    """
     met: list[str] = []
     while True:
         before = starts(run_dir)
@@ -244,7 +249,7 @@ def kill_until_done(
             continue
         if process.returncode:
             raise SystemExit(f"{run_dir}: ended with status {process.returncode} after {len(met)} kills")
-        return met
+        return met, float("inf") if met else time.time() - began
 
 
 def moment(run_dir: Path, stage: str, began: float) -> str:
