@@ -260,9 +260,9 @@ def moment(run_dir: Path, stage: str, began: float) -> str:
         return "saving a checkpoint"
     if any(map(is_shard, unfinished)):
         return "writing a shard"
-    if (run_dir / "cache" / "plan.json").exists():
+    if stage != "fusion" and (run_dir / "cache" / "plan.json").exists():
         return "between shards"
-    if (run_dir / "cache" / "cache.json").exists():
+    if stage != "fusion" and (run_dir / "cache" / "cache.json").exists():
         return "after the last shard"
     return "training" if (training / "last").exists() else "before the first checkpoint"
 
