@@ -22,11 +22,18 @@ def parse_options(doc: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def commit() -> str:
+    """The commit that is checked out, marked where a file of it was changed; results kept before do not count."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+    head = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()
+    status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!scripts/results"]
+    return (head or "unknown") + "+changed" * bool(subprocess.run(status, **options).stdout)
+
+
 def stamp() -> dict[str, str]:
     """Commit, machine and versions."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": " ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES),
     }

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--studies", default=STUDIES, help="of the phantom: train,val,test; fewer for a look")
     parser.add_argument("--check", action="store_true", help="train one cell anew and compare it with the kept table")
     options = parser.parse_args()
-    options.folder = options.folder.resolve()
+    options.folder = options.folder.resolve() / f"{options.studies.replace(',', '_')}_{options.epochs}_epochs"
     data = options.folder / "data" / "manifest.csv"
     if not data.exists():
         command("scripts/prepare.py", "phantom", "--studies", options.studies, "--out", data)
@@ -79,17 +79,24 @@ def main() -> None:
     with ThreadPoolExecutor(2) as pool:  # one core each
         list(pool.map(lambda work: train(options, *work), [(cell, seed) for seed in options.seeds for cell in cells]))
     table: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
     for backbone in options.only:
         table |= compared(options, cells_of(backbone), test)
+        pairs |= paired(options, cells_of(backbone), test)
         print(f"pictures: {pictures(options, backbone, test)}")
     asked = (tuple(options.only), tuple(options.seeds), options.epochs, options.studies)
     if asked == (tuple(BACKBONES), SEEDS, EPOCHS, STUDIES):
-        keep("ablate_lka", {"seeds": list(SEEDS), "epochs": EPOCHS, "table": table})
+        keep("ablate_lka", {"seeds": list(SEEDS), "epochs": EPOCHS, "table": table, "pairs": pairs})
 
 
 def run_of(options: argparse.Namespace, cell: Cell, seed: int, suffix: str = "") -> Path:
     """The run folder of a cell."""
     return options.folder / f"{cell.name.replace(', ', '-').replace(' ', '_')}_{seed}{suffix}"
+
+
+def scores_of(options: argparse.Namespace, cell: Cell) -> dict[int, Path]:
+    """Each seed's folder with its predictions."""
+    return {seed: run_of(options, cell, seed) / "stage_one" / "evaluation" for seed in options.seeds}
 
 
 def train(options: argparse.Namespace, cell: Cell, seed: int, suffix: str = "") -> None:
@@ -121,10 +128,7 @@ def phase(
 
 def compared(options: argparse.Namespace, cells: Sequence[Cell], test: Manifest) -> dict[str, Any]:
     """Macro mAP and mean AUROC of each cell, differences from the backbone without blocks in two phases."""
-    folders = {
-        cell.name: {seed: run_of(options, cell, seed) / "stage_one" / "evaluation" for seed in options.seeds}
-        for cell in cells
-    }
+    folders = {cell.name: scores_of(options, cell) for cell in cells}
     table = compare(folders, cells[0].name, test)
     print("\n".join(["", *table_lines(table, cells[0].name), ""]))
     for name, by_seed in folders.items():
@@ -132,6 +136,20 @@ def compared(options: argparse.Namespace, cells: Sequence[Cell], test: Manifest)
         table[name]["mAUROC_by_seed"] = [round(area, 4) for area in areas]
         print(f"{name:<24} mean AUROC {np.mean(areas):.4f}   by seed {' '.join(f'{area:.4f}' for area in areas)}")
     return table
+
+
+def paired(options: argparse.Namespace, cells: Sequence[Cell], test: Manifest) -> dict[str, Any]:
+    """Differences in mAP between cells of one phase and those that differ from them in one thing: blocks, or phases."""
+    found = {}
+    single = [cell for cell in cells if cell.strategy != TWO_PHASES]
+    blocks = [(cell, cell._replace(placement="none")) for cell in single if cell.placement != "none"]
+    for cell, other in blocks + [(cell, cell._replace(strategy=TWO_PHASES)) for cell in single]:
+        runs = {each.name: scores_of(options, each) for each in (cell, other)}
+        row = compare(runs, other.name, test)[cell.name]
+        name = f"{cell.name} - {other.name}"
+        found[name] = {"mAP": row["minus_" + other.name], "by_seed": row["by_seed"]}
+        print(f"{name:<52} {'{:+.4f} [{:+.4f}, {:+.4f}]'.format(*found[name]['mAP'])}   by seed {row['by_seed']}")
+    return found
 
 
 def pictures(options: argparse.Namespace, backbone: str, test: Manifest) -> Path:
