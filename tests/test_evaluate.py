@@ -109,6 +109,9 @@ def test_every_number_equals_scikit_learn_with_ties_an_absent_class_and_unknown_
         assert found[key] == pytest.approx(value, abs=1e-6), key
     known = ~np.isnan(targets)
     assert found["mAP_micro"] == pytest.approx(average_precision_score(targets[known], scores[known]))
+    assert found["mAUROC_micro"] == pytest.approx(roc_auc_score(targets[known], scores[known]))
+    limits = found["intervals"]["mAUROC_micro"]
+    assert limits["low"] < found["mAUROC_micro"] < limits["high"]
     assert found["mAP_absent_as_0"] == pytest.approx(0.75 * found["mAP"])
     assert found["per_class"]["Fibrosis"]["AP"] is None
     assert found["per_class"]["Fibrosis"]["threshold"] == 0.5

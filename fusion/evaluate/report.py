@@ -32,6 +32,7 @@ HEADLINES = {
     "mAP_tail": "  tail",
     "mAP_micro": "mAP, micro",
     "mAUROC": "AUROC, macro",
+    "mAUROC_micro": "AUROC, micro",
     "sensitivity": "sensitivity at specificity {specificity:g}",
     "F1": "F1 at 0.5",
     "F1_chosen": "F1 at chosen thresholds",

@@ -41,7 +41,7 @@ class Scored:
     """Bootstrap results of one unit: every headline number and every class of every method."""
 
     results: dict[str, BootstrapResult]
-    """"AP", "micro AP" and the metrics of `data.bootstrap_metrics`."""
+    """"AP", "micro AP", "micro AUROC" and the metrics of `data.bootstrap_metrics`."""
     columns: dict[str, tuple[str, list[int] | None]]
     """Headline number, such as "mAP_tail", to the result it is a mean of, and over which classes (None: all)."""
 
@@ -75,7 +75,7 @@ def bootstrap_scores(
     """
     how: dict[str, Any] = {"replicates": settings.replicates, "seed": settings.seed}
     results = {"AP": patient_bootstrap(methods, rows.targets, rows.patient_ids, **how)}
-    results["micro AP"] = micro_bootstrap(methods, rows, settings)
+    results |= micro_bootstrap(methods, rows, settings)
     results |= metric_bootstrap(
         methods,
         rows.targets,
@@ -97,17 +97,19 @@ def bootstrap_scores(
     for band in ("head", "medium", "tail"):
         numbers = [c for c, name in enumerate(settings.classes) if settings.bands[name] == band]
         columns[f"mAP_{band}"] = ("AP", numbers)
-    columns |= {"mAP_micro": ("micro AP", None), "mAUROC": ("AUROC", None)}
+    columns |= {"mAP_micro": ("micro AP", None), "mAUROC": ("AUROC", None), "mAUROC_micro": ("micro AUROC", None)}
     columns |= {name: (name, None) for name in ("sensitivity", "F1", "F1_chosen", *HIGHER_IS_WORSE) if name in results}
     return Scored(results, columns)
 
 
-def micro_bootstrap(methods: Methods, rows: Rows, settings: Settings) -> BootstrapResult:
-    """Average precision over all known pairs of row and class in one ranking: ruled by the frequent classes."""
+def micro_bootstrap(methods: Methods, rows: Rows, settings: Settings) -> dict[str, BootstrapResult]:
+    """Average precision and AUROC of all known pairs of row and class in one ranking, where frequent classes rule."""
     flat = {name: values.reshape(-1, 1) for name, values in methods.items()}
-    patients = np.repeat(np.array(rows.patient_ids, dtype=object), len(settings.classes)).tolist()
     targets = rows.targets.reshape(-1, 1)
-    return patient_bootstrap(flat, targets, patients, replicates=settings.replicates, seed=settings.seed)
+    patients = np.repeat(np.array(rows.patient_ids, dtype=object), len(settings.classes)).tolist()
+    how: dict[str, Any] = {"replicates": settings.replicates, "seed": settings.seed}
+    auroc = metric_bootstrap(flat, targets, patients, metrics=("AUROC",), **how)["AUROC"]
+    return {"micro AP": patient_bootstrap(flat, targets, patients, **how), "micro AUROC": auroc}
 
 
 def unit_report(rows: Rows, thresholds: Float[np.ndarray, "C"] | None, settings: Settings) -> dict[str, Any]:
