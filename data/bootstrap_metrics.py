@@ -102,7 +102,7 @@ class _Column:
     patients: Int[np.ndarray, "K"]
     positive: Bool[np.ndarray, "K"]
     ends: Int[np.ndarray, "S"]
-    """Last row of each run of equal scores."""
+    """Last row of each run of equal scores, runs of negatives that follow one another being one."""
     sums: Float[np.ndarray, "P M"]
     """Known rows, positives; calls and hits at one half; the same at the chosen threshold; squares; log losses; surplus
     per bin."""
@@ -158,11 +158,22 @@ def _column(
     num_patients: int,
 ) -> _Column:
     order = np.argsort(scores)[::-1]
-    ranked = scores[order]
-    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1) if len(ranked) else np.arange(0)
     rows = _row_sums(scores.astype(np.float64), positive, cut)
     sums = np.stack([np.bincount(patients, weights=row, minlength=num_patients) * 1.0 for row in rows], axis=1)
-    return _Column(patients[order], positive[order], ends, sums, not np.isnan(cut))
+    return _Column(patients[order], positive[order], _ends(scores[order], positive[order]), sums, not np.isnan(cut))
+
+
+def _ends(ranked: Float[np.ndarray, "K"], positive: Bool[np.ndarray, "K"]) -> Int[np.ndarray, "S"]:
+    """Between two runs with a positive no positive is found, so area and sensitivity need the last run's end alone."""
+    if not len(ranked):
+        return np.arange(0)
+    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
+    holds = np.logical_or.reduceat(positive, _starts(ends))
+    return ends[holds | np.append(holds[1:], True)]
+
+
+def _starts(ends: Int[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
+    return np.append(0, ends[:-1] + 1)
 
 
 def _row_sums(scores: Float[np.ndarray, "K"], positive: Bool[np.ndarray, "K"], cut: float) -> list[np.ndarray]:
@@ -217,10 +228,12 @@ def _curve(
 
 def _cumulative(column: _Column, weights: Int32[np.ndarray, "P r"]) -> tuple[np.ndarray, np.ndarray]:
     """Rows retrieved and positives found down to the end of each run of equal scores, (S, r)."""
+    starts = _starts(column.ends)
     of_rows = weights[column.patients]
-    retrieved = np.cumsum(of_rows, axis=0, dtype=np.int32)[column.ends]
+    retrieved = np.add.reduceat(of_rows, starts, axis=0, dtype=np.int32)
     of_rows *= column.positive[:, None]
-    return retrieved, np.cumsum(of_rows, axis=0, dtype=np.int32)[column.ends]
+    found = np.add.reduceat(of_rows, starts, axis=0, dtype=np.int32)
+    return np.cumsum(retrieved, axis=0, out=retrieved), np.cumsum(found, axis=0, out=found)
 
 
 def _centred(replicates: Float[np.ndarray, "R C"], estimate: Float[np.ndarray, "C"]) -> Float[np.ndarray, "R C"]:
