@@ -1,4 +1,7 @@
-"""Hugging Face's DINOv2 written out slowly, head by head, over a dictionary of weights; random checkpoints."""
+"""Hugging Face's DINOv2 written out slowly, head by head, over a dictionary of weights; random checkpoints.
+
+`test_the_slow_reference_of_these_tests_is_transformers` compares it with outputs of transformers itself.
+"""
 
 import torch
 from torch.nn import functional as F

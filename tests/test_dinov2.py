@@ -41,15 +41,49 @@ def timm_model(registers):
         return timm.create_model(NAMES[registers], num_classes=0, global_pool="", **TINY)
 
 
+def golden(registers):
+    """What tests/golden/make_dinov2.py wrote: weights as transformers names them, an image, transformers' outputs."""
+    name = "dinov2_with_registers" if registers else "dinov2"
+    tensors = safetensors.torch.load_file(ROOT / f"tests/golden/{name}.safetensors")
+    images, wanted = (tensors.pop(key).float() for key in ("pixel_values", "last_hidden_state"))
+    return {key: value.float() for key, value in tensors.items()}, images, wanted
+
+
 def tiny_backbone(registers=4, **options):
     return BackboneConfig(name=NAMES[registers], arguments=TINY, **options)
 
 
-def converted(checkpoint, registers):
+def converted(checkpoint, registers, depth=DEPTH):
     """timm's model with the converted weights."""
-    model = timm.create_model(NAMES[registers], num_classes=0, global_pool="", **TINY).eval()
+    arguments = TINY | {"depth": depth}
+    model = timm.create_model(NAMES[registers], num_classes=0, global_pool="", **arguments).eval()
     model.load_state_dict(convert(without_prefix(checkpoint, "w")[0], model.state_dict(), "w"))
     return model
+
+
+@pytest.mark.parametrize("registers", [4, 0])
+def test_a_converted_model_gives_the_outputs_of_transformers(registers):
+    """Both spellings: with registers the names of memory, without them those of saved files."""
+    checkpoint, images, wanted = golden(registers)
+    assert wanted.shape == (1, 1 + registers + SIDE**2, WIDTH)
+    assert any("q_proj" in name for name in checkpoint) == bool(registers)
+    with torch.no_grad():
+        found = converted(checkpoint, registers, depth=2)(images)
+    assert 1 < wanted.abs().max() < 100
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("registers", [4, 0])
+def test_the_slow_reference_of_these_tests_is_transformers(registers):
+    """The same names, shapes and outputs."""
+    theirs, images, wanted = golden(registers)
+    ours = random_checkpoint(WIDTH, depth=2, side=SIDE, registers=registers)
+    named = in_memory(ours) if registers else ours
+    assert {f"model.{name}": value.shape for name, value in named.items()} == {n: v.shape for n, v in theirs.items()}
+    checkpoint = without_prefix(theirs, "w")[0]
+    torch.testing.assert_close(
+        final_norm(checkpoint, hidden_states(checkpoint, images, HEADS)[-1]), wanted, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "dinov2.", "dinov2_with_registers."])
