@@ -38,6 +38,9 @@ PUBLISHED = [  # parameters, numbers in the state dict, GFLOPs as fvcore counts 
     ("vgg16_bn", "none", 14_730_318, None, None),
 ]
 
+OURS = [("densenet121", "lka_last_three", 9_524_622), ("vgg16_bn", "lka_last_two", 15_333_454)]
+"""Parameters of placements that were not published."""
+
 
 def depthwise(x, weight, bias, dilation):
     """A depthwise convolution of one image written out; zeros outside."""
@@ -110,6 +113,11 @@ def test_a_model_has_the_published_size_and_cost(name, placement, parameters, nu
         assert round(fvcore_gflops(model), 2) == gflops
 
 
+@pytest.mark.parametrize(("name", "placement", "parameters"), OURS)
+def test_placements_that_were_not_published_have_the_documented_size(name, placement, parameters):
+    assert count_parameters(published_model(name, placement)) == (parameters, parameters)
+
+
 @pytest.mark.parametrize(
     ("name", "placement", "where"),
     [
@@ -132,7 +140,7 @@ def test_blocks_stand_where_the_placement_says(name, placement, where):
 SMALL = {"growth_rate": 4, "block_config": [1, 2, 1, 2]}
 
 
-@pytest.mark.parametrize("placement", ["lka_full", "lka_last_three", "lka_after"])
+@pytest.mark.parametrize("placement", ["lka_full", "lka_last_three", "lka_last_two", "lka_after"])
 @pytest.mark.parametrize(
     ("name", "arguments"), [("densenet121", SMALL), ("test_resnet", {"zero_init_last": False}), ("test_convnext", {})]
 )
@@ -142,18 +150,24 @@ def test_every_parameter_gets_a_gradient(name, arguments, placement):
     model(torch.randn(3, 1, 64, 64)).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not without
-    assert sum(isinstance(module, LKA) for module in model.modules()) == {"lka_full": 4, "lka_last_three": 3}.get(
-        placement, 1
-    )
+    blocks = {"lka_full": 4, "lka_last_three": 3, "lka_last_two": 2, "lka_after": 1}
+    assert sum(isinstance(module, LKA) for module in model.modules()) == blocks[placement]
 
 
-def test_a_vgg_with_blocks_gives_every_parameter_a_gradient_on_its_five_scales():
+@pytest.mark.parametrize(
+    ("placement", "blocks"), [("none", 0), ("lka_after", 1), ("lka_last_three", 3), ("lka_full", 5)]
+)
+def test_every_parameter_of_vgg_gets_a_gradient_on_its_five_scales(placement, blocks):
+    """In evaluation mode: in training its convolutions' biases have none, for the BatchNorms behind take them away."""
     torch.manual_seed(0)
-    features = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3), nn.ReLU(inplace=True))
-    wrapped = copy.deepcopy(features)
-    wrapped[1] = nn.Sequential(wrapped[1], LKA(6))  # as set_submodule does, behind a ReLU that works in place
-    wrapped(torch.randn(2, 1, 15, 17)).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in wrapped.parameters())
+    small = {"mlp_ratio": 0.01}  # its fully connected layers, which are taken away again, are made in less time
+    config = BackboneConfig(name="vgg16_bn", arguments=small, attention=placement)
+    model = ImageClassifier(config, HEAD, 1, 5).eval()
+    model(torch.randn(1, 1, 32, 32)).square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert all(grad is not None and torch.isfinite(grad).all() for grad in gradients.values())
+    assert not [name for name, grad in gradients.items() if not grad.any()]
+    assert sum(isinstance(module, LKA) for module in model.modules()) == blocks
 
 
 @torch.no_grad()
