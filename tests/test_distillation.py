@@ -2,14 +2,17 @@
 
 import importlib
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from matplotlib.colors import to_hex
 from sklearn.metrics import roc_auc_score
 
+import extract.roi_pictures
 import extract.train
 import fusion.train
 from data.errors import InputError
@@ -17,8 +20,15 @@ from data.manifest import Manifest, read_manifest, write_manifest
 from data.runs import Log
 from data.sources.table import read
 from data.tables import write_table
-from extract.distillation import ask_teacher, never_labelled
+from data.transforms import Preprocessing
+from extract.backbone import BackboneConfig
+from extract.config import ExtractConfig
+from extract.distillation import Taught, ask_teacher, never_labelled
+from extract.engine import make_accelerator, sigmoid
+from extract.heads import HeadConfig
 from extract.losses.distillation import DistillationConfig, Lesson, adapt, distillation_loss, label_weights
+from extract.options import OptimizerConfig
+from extract.resume import StopSignal
 from extract.teacher import load_teacher, predict_probabilities
 from tests.launch import ROOT, run
 from tests.make_data import make_manifest, make_run
@@ -120,6 +130,41 @@ def test_alpha_outside_0_to_1_is_refused():
         DistillationConfig(alpha=1.5)
 
 
+def probabilities_of_a_student(manifest, taught, alpha, folder):
+    """What eight epochs make of a small model, on the images that it has learned from."""
+    config = ExtractConfig(
+        run_dir=folder,
+        batch_size=8,
+        num_workers=0,
+        mixed_precision="no",
+        backbone=BackboneConfig(name="test_convnext"),
+        head=HeadConfig(kind="linear", dropout=0.0),
+        image=Preprocessing(size=32, channels=1, mean=(0.5,), std=(0.25,)),
+        optimizer=OptimizerConfig(lr=3e-3),
+        epochs=8,
+        distillation=DistillationConfig(alpha=alpha),
+    )
+    log, accelerator = Log(folder, speaks=False), make_accelerator(config)
+    state = extract.train.build_state(config, len(manifest.classes), accelerator)
+    for _ in range(config.epochs):
+        extract.train.train_one_epoch(config, manifest, state, StopSignal(log), folder, {}, log, taught)
+        state.end_epoch(config.average_from)
+    return sigmoid(extract.train.predict_images(config, manifest, state.evaluated_model, accelerator))
+
+
+def test_a_student_goes_to_its_teacher_with_alpha_1_and_to_the_labels_with_alpha_0(tmp_path):
+    """The teacher says the opposite of the labels of two classes, image by image, and nothing of the third."""
+    manifest = make_run(tmp_path, num_studies=25).of_split("train")
+    opposite = 1 - manifest.labels
+    opposite[:, 2] = np.nan
+    far = {
+        alpha: np.abs(probabilities_of_a_student(manifest, Taught(opposite, set()), alpha, tmp_path) - opposite)
+        for alpha in (0.0, 1.0)
+    }
+    assert (far[1.0].mean(axis=0)[:2] < 0.4).all()
+    assert (far[0.0].mean(axis=0)[:2] > 0.6).all()
+
+
 def train_student(run_dir, *options):
     """The recipe, shrunk: its own model at 96 px."""
     small = ["--backbone.name", "efficientvit_m0", "--backbone.mxa", "true", "--image.size", "96"]
@@ -163,15 +208,47 @@ def test_a_teacher_is_asked_for_what_it_knows_and_refused_if_it_knows_a_patient_
         ask_teacher(config, folder, strange, train_set, Accelerator(), log)
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures that roi_pictures has written."""
+    drawn, save = [], extract.roi_pictures.save_figure
+    monkeypatch.setattr(extract.roi_pictures, "save_figure", lambda f, path, dpi: (drawn.append(f), save(f, path, dpi)))
+    return drawn
+
+
+def rectangles(axis):
+    """Left, top, right, bottom and colour of each."""
+    return [(*np.ravel(part.get_bbox().get_points()), to_hex(part.get_edgecolor())) for part in axis.patches]
+
+
+def test_a_picture_has_each_images_own_boxes_at_their_places_in_their_stages_colour(tmp_path, figures):
+    rng, side = np.random.default_rng(3), 40
+    shown = make_manifest(tmp_path, num_studies=4).select(np.arange(5))
+    names = {f"stages.{stage}.blocks.{block}.mixer.m.mxa": stage for stage, block in ((0, 0), (1, 1), (2, 0))}
+    boxes = {name: np.sort(rng.random((5, 2, 2)), axis=1).reshape(5, 4).astype(np.float32) for name in names}
+    images = rng.random((5, side, side)).astype(np.float32)
+    extract.roi_pictures.plot_boxes(images, boxes, shown, tmp_path / "boxes.png")
+    axes = figures[0].axes
+    assert len(axes) == 8, "two rows of four"
+    for place in range(5):
+        wanted = [(*(boxes[name][place] * side), extract.roi_pictures.COLOURS[stage]) for name, stage in names.items()]
+        for found, each in zip(rectangles(axes[place]), wanted, strict=True):
+            np.testing.assert_allclose(found[:4], each[:4], atol=1e-4)
+            assert found[4] == each[4]
+        assert np.array_equal(axes[place].images[0].get_array(), images[place])
+    assert not any(axis.patches for axis in axes[5:])
+
+
 @pytest.mark.slow
-def test_the_recipe_trains_with_and_without_a_teacher_and_feeds_stage_two(teacher, tmp_path, capsys, monkeypatch):
-    losses = {}
-    for name, options in {"alone": [], "taught": ["--distillation.teacher", str(teacher / "stage_one")]}.items():
-        make_run(tmp_path / name, num_studies=25)
-        losses[name] = train_student(tmp_path / name, *options)[0]["train_loss"]
-    assert all(0.05 < loss < 3 for loss in losses.values())
-    assert losses["alone"] != losses["taught"]
+def test_the_recipe_hears_its_teacher_and_feeds_stage_two(teacher, tmp_path, capsys, monkeypatch, figures):
+    heard, mix = [], Lesson.mix
+    monkeypatch.setattr(Lesson, "mix", lambda own, *parts: heard.append((own.taught, parts[2])) or mix(own, *parts))
+    manifest = make_run(tmp_path / "taught", num_studies=25)
+    (epoch,) = train_student(tmp_path / "taught", "--distillation.teacher", str(teacher / "stage_one"))
+    assert 0.05 < epoch["train_loss"] < 3
     assert "knows 2 of 3 classes" in capsys.readouterr().out
+    assert sorted(np.concatenate([rows for _, rows in heard])) == list(range(len(manifest.of_split("train"))))
+    assert all(np.isnan(taught).all(axis=0).tolist() == [False, False, True] for taught, _ in heard)
     monkeypatch.setattr(extract.train, "ask_teacher", None)  # finished: nobody is asked again
     train_student(tmp_path / "taught", "--distillation.teacher", str(teacher / "stage_one"))
     train_student(tmp_path / "taught", "--dry_run", "true", "--distillation.teacher", str(teacher / "stage_one"))
@@ -183,8 +260,15 @@ def test_the_recipe_trains_with_and_without_a_teacher_and_feeds_stage_two(teache
     ]
     fusion.train.main([*words, "--run_dir", str(tmp_path / "taught"), "--retrain_single", "false"])
     assert (tmp_path / "taught/fusion/metrics.json").exists()
-    importlib.import_module("extract.roi_pictures").main(["--run_dir", str(tmp_path / "taught"), "--count", "3"])
-    assert (tmp_path / "taught/stage_one/roi_boxes.png").stat().st_size > 10_000
+    capsys.readouterr()
+    extract.roi_pictures.main(["--run_dir", str(tmp_path / "taught"), "--count", "3"])
+    assert (tmp_path / "taught/stage_one/roi_boxes.png").exists()
+    boxes = np.array([[box[:4] for box in rectangles(axis)] for axis in figures[0].axes[:3]]) / 96  # images, blocks
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 + 1, "a block each, then what they are"
+    for line, means in zip(lines[:-1], boxes.mean(axis=0), strict=True):
+        printed = re.findall(r"(?:left|top|right|bottom) (\S+)", line)
+        np.testing.assert_allclose(np.array(printed, dtype=float), means, atol=6e-4, err_msg=line)
 
 
 @pytest.mark.parametrize(("policy", "wanted"), [("ones", 1.0), ("zeros", 0.0), ("ignore", np.nan)])
