@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import data.plots
 import extract.train
+import fusion.overlay
 from data.errors import InputError
 from data.metrics import auroc, roc_curve
 from data.plots import plot_roc
@@ -37,13 +39,36 @@ def test_a_roc_curve_is_scikit_learns_without_the_rows_of_unknown_labels():
     assert [len(part) for part in roc_curve(scores, np.zeros(57))] == [0, 0], "no positive, no curve"
 
 
-def test_a_roc_picture_leaves_out_classes_without_a_curve(tmp_path):
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures that were written, by the file's name."""
+    drawn, save = {}, data.plots.save_figure
+
+    def keep(figure, path, dpi):
+        save(figure, path, dpi)
+        drawn.setdefault(path.name, []).append(figure)
+
+    monkeypatch.setattr(data.plots, "save_figure", keep)
+    monkeypatch.setattr(fusion.overlay, "save_figure", keep)
+    return drawn
+
+
+def areas_drawn(figure):
+    """Area below each curve of a ROC picture, by class; the diagonal has no name."""
+    lines = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    return {line.get_label().split()[0]: np.trapezoid(line.get_ydata(), line.get_xdata()) for line in lines}
+
+
+def test_a_roc_picture_has_the_curves_of_all_classes_that_have_one(tmp_path, figures):
     rng = np.random.default_rng(0)
-    targets = (rng.random((40, 3)) < 0.4).astype(np.float32)
+    scores, targets = rng.normal(size=(40, 3)), (rng.random((40, 3)) < 0.4).astype(np.float32)
     targets[:, 1] = 0
-    plot_roc(tmp_path / "a" / "roc.png", rng.normal(size=(40, 3)), targets, CLASSES, "made up")
-    plot_roc(tmp_path / "none.png", rng.normal(size=(40, 3)), np.zeros((40, 3)), CLASSES, "no positives")
+    plot_roc(tmp_path / "a" / "roc.png", scores, targets, CLASSES, "made up")
+    plot_roc(tmp_path / "none.png", scores, np.zeros((40, 3)), CLASSES, "no positives")
     assert all(Image.open(tmp_path / path).size[0] > 500 for path in ("a/roc.png", "none.png"))
+    wanted = {CLASSES[c]: pytest.approx(sklearn.metrics.roc_auc_score(targets[:, c], scores[:, c])) for c in (0, 2)}
+    assert areas_drawn(figures["roc.png"][0]) == wanted
+    assert areas_drawn(figures["none.png"][0]) == {}
 
 
 @pytest.mark.parametrize("kind", ["linear", "csra", "mlp"])
@@ -92,14 +117,26 @@ def runs(tmp_path_factory):
     return folder
 
 
+def coloured(figure, path):
+    """Whether each part of a picture has a pixel that is not grey."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    high, wide, _ = pixels.shape
+    found = []
+    for axis in figure.axes:
+        left, low, right, top = axis.get_position().extents
+        part = pixels[round((1 - top) * high) : round((1 - low) * high), round(left * wide) : round(right * wide)]
+        found.append(np.ptp(part, axis=2).max() > 20)
+    return np.array(found)
+
+
 @pytest.mark.slow
-def test_the_command_scores_and_draws_both_runs(runs, capsys):
+def test_the_command_scores_and_draws_both_runs(runs, capsys, figures):
     run_dirs = [runs / "blocks", runs / "plain"]
     run = load_run(run_dirs[0], "test")
     image_ids = run.part.images["image_id"].tolist()[:3]
     command(run_dirs, "test", image_ids, ["Nodule"])
     printed = capsys.readouterr().out
-    for run_dir in run_dirs:
+    for run_dir, roc in zip(run_dirs, figures["roc_test.png"], strict=True):
         folder = run_dir / "stage_one" / "evaluation"
         ids, values, classes = read_predictions(folder / "predictions_test.csv")
         scores = json.loads((folder / "metrics_test.json").read_text())
@@ -109,7 +146,12 @@ def test_the_command_scores_and_draws_both_runs(runs, capsys):
         assert ids["image_id"].tolist() == run.part.images["image_id"].tolist()
         assert scores["mAUROC"] == pytest.approx(np.mean(areas), abs=1e-6)
         assert (folder / "roc_test.png").exists()
-    assert (run_dirs[0] / "stage_one/evaluation/grad_cam.png").exists()
+        assert list(areas_drawn(roc).values()) == pytest.approx(sorted(areas, reverse=True), abs=1e-6)
+    cells = coloured(figures["grad_cam.png"][0], run_dirs[0] / "stage_one/evaluation/grad_cam.png")
+    assert not cells[:3].any(), "the images themselves, grey"
+    words = [axis.get_xlabel() for axis in figures["grad_cam.png"][0].axes[3:]]
+    assert cells[3:].any(), "some heat"
+    assert cells[3:].tolist() == ["no heat" not in each for each in words], "below them that of each run"
     with pytest.raises(InputError, match=r"--images nobody: .*has no such cached image"):
         rows_of(run, ["nobody"])
     with pytest.raises(InputError, match="'Effusion' is none of the classes"):
