@@ -7,13 +7,17 @@ from itertools import chain
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+import extract.engine
 import extract.train
 import fusion.train
+from data.cache import FeatureCache
 from data.config import parse_config
 from extract.backbone import ImageClassifier
 from extract.config import ExtractConfig
+from extract.engine import make_accelerator
 from fusion.config import FusionConfig
 from fusion.model import FusionModel
 from tests.launch import ROOT
@@ -38,8 +42,10 @@ STAGE_TWO_OF = {
 """Recipes of stage two that go on from each of stage one."""
 LAYERS = {"tiny", "small"}
 """No recipes but what shrinks one."""
-ENCODERS = {"cxformer_base", "rad_dino", "linear_probe"}
-"""No recipes but what another encoder, or a frozen one, changes in those of CXformer."""
+BEHIND = {"cxformer_nih": "rad_dino", "cxformer_rsna": "linear_probe", "cxformer_vindr": "cxformer_base"}
+"""Layers that are no recipes, each with the recipe that the tests train it behind: another encoder, or a frozen one."""
+WIDTH = 24
+"""Of the smallest encoder."""
 
 STAGES = {"extract": (ExtractConfig, "extract.py"), "fusion": (FusionConfig, "train_fusion.py")}
 RECIPES = [(stage, path.stem) for stage in STAGES for path in sorted((ROOT / stage / "configs").glob("*.yaml"))]
@@ -54,11 +60,14 @@ def parsed(stage, name):
 
 
 def test_every_recipe_is_run_by_the_tests_below():
-    assert {name for stage, name in RECIPES if stage == "extract"} == {*STAGE_TWO_OF, *LAYERS, *ENCODERS}
+    assert BEHIND.keys() <= STAGE_TWO_OF.keys()
+    assert {name for stage, name in RECIPES if stage == "extract"} == {*STAGE_TWO_OF, *LAYERS, *BEHIND.values()}
     assert {name for stage, name in RECIPES if stage == "fusion"} == {*chain(*STAGE_TWO_OF.values()), *LAYERS}
 
 
-@pytest.mark.parametrize(("stage", "name"), [recipe for recipe in RECIPES if recipe[1] not in LAYERS | ENCODERS])
+@pytest.mark.parametrize(
+    ("stage", "name"), [recipe for recipe in RECIPES if recipe[1] not in {*LAYERS, *BEHIND.values()}]
+)
 def test_a_recipe_opens_with_its_purpose_its_command_and_its_hardware(stage, name):
     lines = path_of(stage, name).read_text().splitlines()
     note = "\n".join(line for line in lines[: next(n for n, line in enumerate(lines) if line[:1] != "#")])
@@ -72,11 +81,30 @@ def test_a_recipe_opens_with_its_purpose_its_command_and_its_hardware(stage, nam
     parsed(stage, name)
 
 
+def with_layer(name):
+    """A recipe of stage one and the layer to be trained behind it: the words of the command line, and what they say."""
+    names = [name, BEHIND[name]] if name in BEHIND else [name]
+    words = [f"--config={path_of('extract', each)}" for each in names]
+    return words, parse_config(ExtractConfig, None, words)[0]
+
+
+def smallest_of_its_kind(backbone):
+    """Options behind tiny.yaml, which takes away what only some backbones have: the recipe's own again, smaller."""
+    if backbone.mxa:
+        return ["--backbone.name=efficientvit_m0", "--backbone.mxa=true", "--backbone.arguments={img_size: 64}"]
+    if backbone.class_layers:
+        shape = f"{{img_size: 42, patch_size: 14, embed_dim: {WIDTH}, depth: 4, num_heads: 3}}"
+        own = [f"--backbone.name={backbone.name}", f"--backbone.class_layers={backbone.class_layers}"]
+        return [*own, f"--backbone.arguments={shape}", "--image.size=42"]
+    return []
+
+
 def train_stages(run_dir, name):
     """A recipe of stage one and those of stage two that follow, each shrunk by tiny.yaml; the losses by stage."""
     make_run(run_dir, num_studies=25)
     tiny = {stage: ["--config", str(path_of(stage, "tiny")), "--run_dir", str(run_dir)] for stage in STAGES}
-    extract.train.main(["--config", str(path_of("extract", name)), *tiny["extract"]])
+    words, recipe = with_layer(name)
+    extract.train.main([*words, *tiny["extract"], *smallest_of_its_kind(recipe.backbone)])
     losses = {"stage_one": (run_dir / "stage_one" / "metrics.jsonl")}
     for other in STAGE_TWO_OF[name]:
         fusion.train.main(["--config", str(path_of("fusion", other)), *tiny["fusion"], "--retrain_single", "false"])
@@ -102,10 +130,23 @@ def test_a_recipe_shrunk_by_small_yaml_keeps_what_makes_it(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAGE_TWO_OF)
-def test_a_recipe_shrunk_by_tiny_yaml_trains_and_feeds_stage_two(tmp_path, name):
-    losses = train_stages(tmp_path / "run", name)
+def test_a_recipe_shrunk_by_tiny_yaml_trains_its_kind_of_backbone_and_feeds_stage_two(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(extract.engine, "plot_progress", lambda _: None)  # a picture that no recipe changes
+    losses, recipe = train_stages(tmp_path / "run", name), with_layer(name)[1]
     assert set(losses) == {"stage_one", *STAGE_TWO_OF[name]}
     assert all(0 < loss < 10 for loss in losses.values())
+    trained = load_file(tmp_path / "run/stage_one/best/model.safetensors")
+    has = {part: any(part in weight for weight in trained) for part in (".mxa.", ".pw_conv.", ".reg_token")}
+    assert has[".mxa."] == recipe.backbone.mxa
+    assert has[".pw_conv."] == (recipe.backbone.attention != "none")
+    assert has[".reg_token"] == ("reg4" in recipe.backbone.name)
+    config, _ = parse_config(ExtractConfig, tmp_path / "run/stage_one/config.yaml", [])
+    if recipe.backbone.class_layers:
+        features = FeatureCache(tmp_path / "run/cache").identity.map_shape[-1]
+        assert features == (1 + recipe.backbone.class_layers) * WIDTH, "class tokens beside every patch"
+    start = extract.train.build_state(config, 3, make_accelerator(config)).plain_model.state_dict()
+    still = all(torch.equal(value, trained[key]) for key, value in start.items() if key.startswith("backbone."))
+    assert still == (recipe.freeze_backbone_epochs >= config.epochs), "a frozen backbone stays, any other learns"
 
 
 def built(name, num_classes):
