@@ -3,11 +3,11 @@
 One region of interest per image is cropped from the map, stretched to the map's size, and passed through channel and
 spatial attention (CBAM, arXiv 1807.06521); the result is added to what attention gives for the same input.
 
-Three things differ from the published code. Its box goes through ``int()``, so that no gradient reaches the predictor,
+Four things differ from the published code. Its box goes through ``int()``, so that no gradient reaches the predictor,
 97 % of MXA's weights: here the crop is differentiable in the box. Its four outputs are the corners themselves, which
 coincide at the start, so that nearly all boxes are empty and the whole map is taken: here they are position and size,
-and every box has an inside. And it attends twice in each block and doubles the skip: here once, x + attention + MXA.
-The numbers of weights are the published ones.
+and every box has an inside. It attends twice in each block and doubles the skip: here once, x + attention + MXA. And
+its MXA reads what enters the block: here it reads what attention reads. The numbers of weights are the published ones.
 
 B images, D features, H W size of the map.
 """
