@@ -1,12 +1,15 @@
 """Files that try to run code, to be written elsewhere, or to fill the memory; each in the place of a good one.
 
 A payload touches a canary file if anything runs it. A case is a function of an empty folder and the canary's path that
-has the product read the file; it returns what was read, or lets the refusal out.
+has the product read the file; it returns what was read, or lets the refusal out. With it stand the words with which it
+must be refused: another refusal would be an accident.
 """
 
+import contextlib
 import io
 import json
 import pickle
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -14,9 +17,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pandas as pd
 import torch
+import xxhash
 import yaml
 
 from data.cache import FeatureCache, load_index, record_digest
@@ -30,7 +35,6 @@ from data.manifest import read_manifest
 from data.predictions import read_predictions
 from data.shards import npy_header
 from data.strict_json import read_json
-from data.submission_compare import compare_submissions
 from data.tables import read_table
 from extract.backbone import BackboneConfig, create_timm_model
 from extract.checkpoint import check_folder, load_tensors, newest_checkpoint, save_folder
@@ -42,6 +46,23 @@ from tests.faults.commands import tiny_manifest
 from tests.make_data import make_cache
 
 Case = Callable[[Path, Path], object]
+PICTURE = imagecodecs.png_encode(np.arange(64, dtype=np.uint8).reshape(8, 8))
+"""A good image: nothing but the place where it lies keeps it from being read."""
+
+
+def refusal(case: Case, folder: Path) -> str:
+    """The line with which a case is refused; nothing if it was read, left with another status than 2, or ran."""
+    (folder / "in").mkdir()
+    canary, printed = folder / "canary", io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            case(folder / "in", canary)
+        line = ""
+    except InputError as error:
+        line = str(error)
+    except SystemExit as stop:
+        line = printed.getvalue().strip() if stop.code == 2 else ""
+    return "" if canary.exists() else line
 
 
 class Payload:
@@ -162,14 +183,16 @@ def reread(cache: Path) -> object:
 
 
 def shard_name_in_record(name: str) -> Case:
-    """A shard of another name in cache.json."""
+    """A shard of another name in cache.json; under that name lies the shard, if a file can be called so."""
 
     def case(folder: Path, canary: Path) -> object:
         cache = made_cache(folder)
         record = json.loads((cache / "cache.json").read_text())
-        record["shards"][0]["name"] = name.replace("CANARY", str(canary))
+        record["shards"][0]["name"] = name.replace("CANARY", str(canary)).replace("OUTSIDE", str(folder.parent))
+        with contextlib.suppress(OSError):
+            shutil.copyfile(cache / "000000.tar", cache / record["shards"][0]["name"])
         (cache / "cache.json").write_text(json.dumps(record | {"digest": record_digest(record)}))
-        return FeatureCache(cache)
+        return FeatureCache(cache).read(np.arange(12))
 
     return case
 
@@ -211,28 +234,19 @@ def model_folder_with_code(folder: Path, canary: Path) -> object:
 
 
 def as_path(text: str) -> Case:
-    """The path of an image in a manifest, read to its picture."""
+    """The path of an image in a manifest, read to its picture; a good one lies outside, and where letters are odd."""
 
     def case(folder: Path, canary: Path) -> object:
-        (folder.parent / "secret.png").write_bytes(b"x")
+        (folder / "a").mkdir()
+        odd = [folder / text] if "\\" in text else []
+        for place in (folder.parent / "secret.png", folder.parent / "x.tar", folder / "a" / "good.png", *odd):
+            place.write_bytes(PICTURE)
         manifest = tiny_manifest(folder)
         frame = pd.concat([manifest.images, pd.DataFrame(manifest.labels, columns=manifest.classes)], axis=1)
-        frame.loc[3, "path"] = text.replace("CANARY", str(canary))
+        frame.loc[3, "path"] = text.replace("CANARY", str(canary)).replace("OUTSIDE", str(folder.parent))
         frame.to_csv(folder / "manifest.csv", index=False)
         read = read_manifest(folder / "manifest.csv")
         return read_image(read.image_path(3))
-
-    return case
-
-
-def former_zip(name: str) -> Case:
-    """A former submission as a zip whose member has that name."""
-
-    def case(folder: Path, canary: Path) -> object:
-        with zipfile.ZipFile(folder / "former.zip", "w") as archive:
-            archive.writestr(name, b"dicom_id,A\n1,0.5\n")
-        values = pd.DataFrame({"A": np.array([0.5], np.float32)})
-        return compare_submissions(pd.Series(["1"], name="dicom_id"), values, folder / "former.zip")
 
     return case
 
@@ -245,57 +259,103 @@ def digests_elsewhere(folder: Path, canary: Path) -> object:
     return newest_checkpoint(folder)
 
 
-RUNS_CODE: dict[str, Case] = {
-    "pickle called model.safetensors": as_weights(pickled),
-    "zip .pt called model.safetensors": as_weights(torch_zip),
-    "legacy .pt called model.safetensors": as_weights(torch_legacy),
-    "tar .pt called model.safetensors": as_weights(torch_tar),
-    "pickle as backbone.pretrained w.pth": as_pretrained("w.pth", torch_legacy),
-    "zip .pt as backbone.pretrained w.pt": as_pretrained("w.pt", torch_zip),
-    "pickle as backbone.pretrained w.safetensors": as_pretrained("w.safetensors", pickled),
-    "pickle as timm's checkpoint_path": timm_checkpoint,
-    "npy of objects as a map": as_shard(
-        lambda members, canary: {n: object_array(canary) if n.endswith(".npy") else c for n, c in members.items()}
+NO_WEIGHTS = "model.safetensors: not readable as safetensors"
+OTHER_SHARDS = "cache.json: damaged (it lists other shards than its images fill)"
+NO_CLASSES = "a configuration does not choose classes; remove class_path"
+NO_TAGS = "YAML anchors, aliases and tags are not accepted"
+STAYS_INSIDE = "row 5: path '{}' must be relative and stay inside the image folder"
+
+RUNS_CODE: dict[str, tuple[Case, str]] = {
+    "pickle called model.safetensors": (as_weights(pickled), NO_WEIGHTS),
+    "zip .pt called model.safetensors": (as_weights(torch_zip), NO_WEIGHTS),
+    "legacy .pt called model.safetensors": (as_weights(torch_legacy), NO_WEIGHTS),
+    "tar .pt called model.safetensors": (as_weights(torch_tar), NO_WEIGHTS),
+    "pickle as backbone.pretrained w.pth": (
+        as_pretrained("w.pth", torch_legacy),
+        "w.pth is not a .safetensors file or a model folder",
     ),
-    "member .pyd in a shard": as_shard(lambda members, canary: {**members, "000000000.pyd": pickled(canary)}),
-    "member .pth in a shard": as_shard(lambda members, canary: {"000000000.pth": torch_zip(canary), **members}),
-    "pickle for the ids in a shard": as_shard(
-        lambda members, canary: {n: pickled(canary) if n.endswith(".json") else c for n, c in members.items()}
+    "zip .pt as backbone.pretrained w.pt": (
+        as_pretrained("w.pt", torch_zip),
+        "w.pt is not a .safetensors file or a model folder",
     ),
-    "index.npz of objects": index_of_objects,
-    "scores_test.npz of objects": scores_of_objects,
-    "shard called pipe: in cache.json": shard_name_in_record("pipe:touch CANARY"),
-    "image called pipe: in a manifest": as_path("pipe:touch CANARY"),
-    "image called | touch": as_path("|touch CANARY;`touch CANARY`$(touch CANARY).png"),
-    "YAML !!python/object/apply": as_yaml("head: !!python/object/apply:os.system ['touch CANARY']\n"),
-    "YAML !!python/name": as_yaml("epochs: !!python/name:evil.C\n"),
-    "YAML class_path of a module here": as_yaml("head: {class_path: evil.C}\n"),
-    "YAML class_path in backbone.arguments": as_yaml("backbone: {arguments: {a: {class_path: evil.C}}}\n"),
-    "YAML section that names another file": as_yaml("head: FOLDER/evil.yaml\n"),
-    "YAML config that names another file": as_yaml("config: FOLDER/evil.yaml\n"),
-    "Python files in a model folder": model_folder_with_code,
+    "pickle as backbone.pretrained w.safetensors": (
+        as_pretrained("w.safetensors", pickled),
+        "w.safetensors: not readable as safetensors",
+    ),
+    "pickle as timm's checkpoint_path": (timm_checkpoint, "backbone.arguments: no checkpoint_path"),
+    "npy of objects as a map": (
+        as_shard(
+            lambda members, canary: {n: object_array(canary) if n.endswith(".npy") else c for n, c in members.items()}
+        ),
+        "member 000000000.features.npy is not a float16 map",
+    ),
+    "member .pyd in a shard": (
+        as_shard(lambda members, canary: {**members, "000000000.pyd": pickled(canary)}),
+        "unexpected member '000000000.pyd'",
+    ),
+    "member .pth in a shard": (
+        as_shard(lambda members, canary: {"000000000.pth": torch_zip(canary), **members}),
+        "unexpected member '000000000.pth'",
+    ),
+    "pickle for the ids in a shard": (
+        as_shard(
+            lambda members, canary: {n: pickled(canary) if n.endswith(".json") else c for n, c in members.items()}
+        ),
+        "not a readable shard ('utf-8' codec can't decode",
+    ),
+    "index.npz of objects": (index_of_objects, "not used"),
+    "scores_test.npz of objects": (scores_of_objects, "scores_test.npz: missing or damaged"),
+    "shard called pipe: in cache.json": (shard_name_in_record("pipe:touch CANARY"), OTHER_SHARDS),
+    "image called pipe: in a manifest": (as_path("pipe:touch CANARY"), "does not exist"),
+    "image called | touch": (as_path("|touch CANARY;`touch CANARY`$(touch CANARY).png"), "does not exist"),
+    "YAML !!python/object/apply": (as_yaml("head: !!python/object/apply:os.system ['touch CANARY']\n"), NO_TAGS),
+    "YAML !!python/name": (as_yaml("epochs: !!python/name:evil.C\n"), NO_TAGS),
+    "YAML class_path of a module here": (as_yaml("head: {class_path: evil.C}\n"), NO_CLASSES),
+    "YAML class_path in backbone.arguments": (
+        as_yaml("backbone: {arguments: {a: {class_path: evil.C}}}\n"),
+        NO_CLASSES,
+    ),
+    "YAML section that names another file": (
+        as_yaml("head: FOLDER/evil.yaml\n"),
+        "head: wanted option names and their values",
+    ),
+    "YAML config that names another file": (
+        as_yaml("config: FOLDER/evil.yaml\n"),
+        "a configuration file cannot name another one",
+    ),
+    "Python files in a model folder": (model_folder_with_code, NO_CLASSES),
 }
 """Nothing here may run, and nothing may be read as if it were good."""
 
-LEAVES_FOLDER: dict[str, Case] = {
-    "image ../secret.png": as_path("../secret.png"),
-    "image a/../../secret.png": as_path("a/../../secret.png"),
-    "image /etc/passwd": as_path("/etc/passwd"),
-    "image C:\\x.png": as_path("C:\\x.png"),
-    "image ..\\secret.png": as_path("..\\secret.png"),
-    "image %2e%2e/secret.png": as_path("%2e%2e/secret.png"),
-    "image in ../x.tar#": as_path("../x.tar#0+1+9f86d081884c7d65"),
-    "shard ../x.tar": shard_name_in_record("../x.tar"),
-    "shard /etc/passwd": shard_name_in_record("/etc/passwd"),
-    "shard with a link member": as_shard(lambda members, _: members, tarfile.SYMTYPE),
-    "shard with a hard link member": as_shard(lambda members, _: members, tarfile.LNKTYPE),
-    "shard with a device member": as_shard(lambda members, _: members, tarfile.CHRTYPE),
-    "shard with ../ members": as_shard(lambda members, _: {f"../{n}": c for n, c in members.items()}),
-    "former submission in a zip as ../x.csv": former_zip("../../x.csv"),
-    "former submission in a zip as /x.csv": former_zip("/x.csv"),
-    "digests.json for ../outside": digests_elsewhere,
+LEAVES_FOLDER: dict[str, tuple[Case, str]] = {
+    "image ../secret.png": (as_path("../secret.png"), STAYS_INSIDE.format("../secret.png")),
+    "image a/../../secret.png": (as_path("a/../../secret.png"), STAYS_INSIDE.format("a/../../secret.png")),
+    "image /.../secret.png": (as_path("OUTSIDE/secret.png"), "secret.png' must be relative and stay inside"),
+    "image C:\\x.png": (as_path("C:\\x.png"), STAYS_INSIDE.format("C:\\x.png")),
+    "image ..\\secret.png": (as_path("..\\secret.png"), STAYS_INSIDE.format("..\\secret.png")),
+    "image %2e%2e/secret.png": (as_path("%2e%2e/secret.png"), "%2e%2e/secret.png: does not exist"),
+    "image in ../x.tar#": (
+        as_path(f"../x.tar#0+{len(PICTURE)}+{xxhash.xxh3_64_hexdigest(PICTURE)}"),
+        "must be relative and stay inside",
+    ),
+    "shard ../x.tar": (shard_name_in_record("../x.tar"), OTHER_SHARDS),
+    "shard /.../x.tar": (shard_name_in_record("OUTSIDE/x.tar"), OTHER_SHARDS),
+    "shard with a link member": (as_shard(lambda members, _: members, tarfile.SYMTYPE), "unexpected member"),
+    "shard with a hard link member": (as_shard(lambda members, _: members, tarfile.LNKTYPE), "unexpected member"),
+    "shard with a device member": (as_shard(lambda members, _: members, tarfile.CHRTYPE), "unexpected member"),
+    "shard with ../ members": (
+        as_shard(lambda members, _: {f"../{n}": c for n, c in members.items()}),
+        "000000.tar: not a readable shard (invalid literal for int()",
+    ),
+    "digests.json for ../outside": (digests_elsewhere, "../outside: missing, although digests.json lists it"),
 }
-"""Nothing here may read or write outside the folder that it lies in."""
+"""Nothing here may read or write outside the folder that it lies in; what lies there is good, and would be read."""
+
+STAYS: dict[str, Case] = {
+    "image a/good.png": as_path("a/good.png"),
+    "shard 000000.tar": shard_name_in_record("000000.tar"),
+}
+"""The same inside the folder, which is read: the names above are refused for what they are."""
 
 
 def zeros_gz(folder: Path) -> object:
