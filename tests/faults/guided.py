@@ -23,7 +23,7 @@ import atheris
 
 LED_BY = ["data", "extract", "fusion", "pydicom", "yaml"]
 with atheris.instrument_imports(include=LED_BY):
-    from tests.faults.fuzzing import Outcome, attempt, peak_mb, signal, warn_of_slow
+    from tests.faults.fuzzing import Outcome, attempt, peak_mb, reset_peak, signal, warn_of_slow
     from tests.faults.mutations import mutated, mutated_json
     from tests.faults.targets import TARGETS
 
@@ -54,7 +54,7 @@ def start(options: argparse.Namespace, folder: Path) -> None:
         made.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(corpus):
         (folder / "corpus" / str(number)).write_bytes(data)
-    outcome, ends, before = Outcome(), time.monotonic() + options.seconds, peak_mb()
+    outcome, ends, before = Outcome(), time.monotonic() + options.seconds, reset_peak()
 
     def one_input(data: bytes) -> None:
         if time.monotonic() > ends:
@@ -85,7 +85,7 @@ def finish(outcome: Outcome, options: argparse.Namespace) -> None:
         (options.keep / f"failed_{options.target}_{options.seed}_{number}").write_bytes(data)
     numbers = {"inputs": outcome.inputs, "refused": outcome.refused, "slowest_s": outcome.slowest_s}
     numbers |= {"cpu_s": round(time.process_time()), "memory_mb": outcome.memory_mb}
-    print(json.dumps({"target": options.target, **numbers, "got_through": list(outcome.failures)}), flush=True)
+    print(json.dumps({"target": options.target, **numbers, "got_through": outcome.got_through}), flush=True)
     os._exit(0)
 
 
