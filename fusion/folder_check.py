@@ -151,7 +151,7 @@ def read_maps(record: dict[str, Any], folder: Path, classes: tuple[str, ...]) ->
     where = f"{folder / 'config.json'}: maps"
     check_keys(record, MAPS, where, AGAIN)
     shape, variants, augmentation = record["map_shape"], record["variants"], dict(record["augmentation"])
-    known = all(name == "plain" or name == "flip" or re.fullmatch("augmented_[0-9]{1,4}", name) for name in variants)
+    known = all(re.fullmatch("plain|flip|augmented_[0-9]{1,4}", str(name)) for name in variants)
     if not (len(shape) == 3 and all(type(size) is int and 1 <= size <= 1 << 16 for size in shape)):
         raise InputError(f"{where}: map_shape must be three whole numbers, found {shape}; {AGAIN}")
     if record["dtype"] not in STORAGE_DTYPES or record["pool"] not in (1, 2):

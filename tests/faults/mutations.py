@@ -1,5 +1,6 @@
 """Bytes that were right, made wrong: flipped, cut, repeated, spliced, and filled with what breaks parsers."""
 
+import copy
 import json
 import random
 from typing import Any
@@ -57,14 +58,19 @@ def _change_value(value: Any, rng: random.Random) -> Any:
     keys: list[Any] = list(range(len(value))) if isinstance(value, list) else []
     keys = list(value) if isinstance(value, dict) else keys
     if not keys or rng.random() < 0.15:
-        return rng.choice(VALUES)
+        return _another(rng)
     key, kind = rng.choice(keys), rng.random()
     if kind < 0.1:
         del value[key]
     elif kind < 0.2 and isinstance(value, dict):
-        value[rng.choice(TEXTS)] = rng.choice(VALUES)
+        value[rng.choice(TEXTS)] = _another(rng)
     elif kind < 0.3 and isinstance(value, list):
         value.append(value[key])
     else:
         value[key] = _change_value(value[key], rng)
     return value
+
+
+def _another(rng: random.Random) -> Any:
+    """A value of its own: what is changed in it later must not change the next input's."""
+    return copy.deepcopy(rng.choice(VALUES))

@@ -1,13 +1,14 @@
 """Everything that reads a file from elsewhere: made-up good files, and how each is read.
 
 A target is made in a folder of its own and gives (good files, read). `read` takes the bytes of a file, puts them where
-they belong and reads them; it returns whatever it likes, or raises `InputError`. Where a file has a checksum, what
-is read without an error must be what was written.
+they belong and reads them; it returns whatever it likes, or raises `InputError`. Where a checksum vouches for what a
+file says, what is read without an error must be what was written; of the others nobody can tell.
 """
 
 import contextlib
 import io
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,20 +25,24 @@ from data.config import default_values, parse_config, read_yaml
 from data.dicom import decode_dicom
 from data.dicom_header import read_study_header
 from data.errors import InputError
-from data.files import sha256_file
 from data.image_shards import RECORD, PreparedImages, find_member, read_prepared
 from data.images import decode_image
 from data.manifest import read_manifest, write_manifest
 from data.predictions import read_predictions, write_predictions
 from data.runs import keep_config, read_metrics
+from data.strict_json import check_keys, read_json
 from data.submission import write_submission
 from data.submission_compare import compare_submissions
 from data.tables import read_table
 from data.transforms import Preprocessing
 from extract.checkpoint import newest_checkpoint, save_folder
 from extract.config import ExtractConfig
+from fusion.folder_check import check_files, read_maps, read_no_view
+from fusion.model_folder import write_config
+from fusion.model_parts import read_classes
 from tests.make_challenge import make_challenge
 from tests.make_data import make_cache, make_manifest
+from tests.make_model import make_predictor
 
 Target = tuple[list[bytes], Callable[[bytes], object]]
 
@@ -172,19 +177,19 @@ def options(folder: Path) -> Target:
 
 
 def shards(folder: Path) -> Target:
-    """A shard, with the index rebuilt from it; maps that come out are those that went in."""
-    cache, path, wanted = _cache(folder), folder / "000000.tar", None
-    wanted = cache.read(np.arange(5))
+    """A shard, with the index rebuilt from it: every change is found, and maps that come out are those that went in."""
+    cache, path = _cache(folder), folder / "000000.tar"
+    wanted, whole = cache.read(np.arange(5)), path.read_bytes()
     cache.close()
 
     def read(data: bytes) -> object:
         path.write_bytes(data)
         (folder / "index.npz").unlink(missing_ok=True)
-        faults = verify(folder)
-        assert faults, "a shard without an index is one fault at least"
+        found = any(fault.startswith(f"{path}: ") for fault in verify(folder))
+        assert found == (data != whole)
         return _same_maps(folder, wanted)
 
-    return [path.read_bytes()], read
+    return [whole], read
 
 
 def indices(folder: Path) -> Target:
@@ -201,9 +206,10 @@ def indices(folder: Path) -> Target:
 
 
 def cache_records(folder: Path) -> Target:
-    """``cache.json``; half of them by somebody who has made the digest fit again."""
-    _cache(folder).close()
-    path = folder / "cache.json"
+    """``cache.json``, half of them by somebody who has made the digest fit again: no other maps come out for it."""
+    cache, path = _cache(folder), folder / "cache.json"
+    wanted = cache.read(np.arange(5))
+    cache.close()
 
     def read(data: bytes) -> object:
         record = _as_json(data)
@@ -211,11 +217,7 @@ def cache_records(folder: Path) -> Target:
             data = json.dumps(record | {"digest": record_digest(record)}).encode()
         path.write_bytes(data)
         verify(folder)
-        cache = FeatureCache(folder)
-        try:
-            return cache.read(np.arange(len(cache.ordinal)))
-        finally:
-            cache.close()
+        return _same_maps(folder, wanted)
 
     return [path.read_bytes()], read
 
@@ -230,14 +232,14 @@ def _cache(folder: Path) -> FeatureCache:
 def _same_maps(folder: Path, wanted: np.ndarray) -> None:
     cache = FeatureCache(folder)
     try:
-        np.testing.assert_array_equal(cache.read(np.arange(len(wanted))), wanted)
+        np.testing.assert_array_equal(cache.read(np.arange(len(cache.ordinal))), wanted)
     finally:
         cache.close()
 
 
 def _as_json(data: bytes) -> object:
     try:
-        return json.loads(data)
+        return json.loads(data.decode())
     except (ValueError, RecursionError):
         return None
 
@@ -291,7 +293,7 @@ def preprocessings(folder: Path) -> Target:
 
 
 def weights(folder: Path) -> Target:
-    """``model.safetensors`` in a folder whose digests have been made to fit."""
+    """``model.safetensors`` by itself: without a digest, other weights are weights too."""
     from extract.checkpoint import load_tensors
 
     tensors = {"w": torch.arange(6.0).view(2, 3), "count": torch.tensor(7), "h": torch.ones(2, dtype=torch.bfloat16)}
@@ -306,24 +308,49 @@ def weights(folder: Path) -> Target:
 
 
 def checkpoints(folder: Path) -> Target:
-    """``digests.json``: a folder that passes holds what was saved."""
+    """``digests.json``: the newer checkpoint is taken if it vouches for the weights, and for nothing that is not so."""
     for value in (1, 2):
-        save_folder(folder / "last", {"state.json": {"epoch": value}}, keep=folder / "previous")
+        content = {"state.json": {"epoch": value}, "model.safetensors": {"w": torch.ones(value)}}
+        save_folder(folder / "last", content, keep=folder / "previous")
     path = folder / "last" / "digests.json"
+    true = json.loads(path.read_text())
 
     def read(data: bytes) -> object:
-        import warnings
-
         path.write_bytes(data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = newest_checkpoint(folder)
-        assert found is not None
-        assert found.name == "last" or sha256_file(path) != whole
+        said = _as_json(data)
+        vouches = isinstance(said, dict) and "model.safetensors" in said and said.items() <= true.items()
+        assert found == folder / ("last" if vouches else "previous")
         return found
 
-    whole = sha256_file(path)
     return [path.read_bytes()], read
+
+
+def model_records(folder: Path) -> Target:
+    """The JSON files of a published model folder, told apart by their keys, each by its own reader."""
+    parts = make_predictor().parts
+    write_config(parts, folder)
+    path, classes = folder / "config.json", parts.classes
+    (folder / "preprocessing.json").write_text(json.dumps(parts.preprocessing.to_dict()))
+    listed = {name: "ab" * 32 for name in ("model.safetensors", "config.json")}
+    corpus = [path.read_bytes(), *(json.dumps(record).encode() for record in ({"classes": classes}, listed))]
+
+    def read(data: bytes) -> object:
+        record = _as_json(data)
+        if isinstance(record, dict) and "classes" in record:
+            (folder / "classes.json").write_bytes(data)
+            return read_classes(folder)
+        if isinstance(record, dict) and "model.safetensors" in record:
+            (folder / "digests.json").write_bytes(data)
+            return check_files(folder)
+        path.write_bytes(data)
+        record = read_json(path, "")
+        check_keys(record, {"format": int, "model_type": str, "maps": dict, "no_view": dict}, "x")
+        return read_maps(record["maps"], folder, classes), read_no_view(record["no_view"], classes, "x")
+
+    return corpus, read
 
 
 def run_records(folder: Path) -> Target:
@@ -348,6 +375,6 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     for make in (
         *(decoded_images, dicom_headers, dicom_pixels, csv_tables, manifests, descriptions, predictions, submissions),
         *(configurations, options, shards, indices, cache_records, prepared_records, fitted_curves, preprocessings),
-        *(weights, checkpoints, run_records),
+        *(weights, checkpoints, model_records, run_records),
     )
 }
