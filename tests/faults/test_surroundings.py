@@ -1,6 +1,8 @@
 """Where and when a command runs changes no byte of what it writes; a file system that fails ends it in one line."""
 
 import errno
+import json
+import locale
 import os
 import subprocess
 import sys
@@ -14,34 +16,34 @@ from tests.faults.commands import CASES, quietly, results
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("submission", "table", "conversion")
+LANGUAGES = ("de_DE", "tr_TR")  # a comma for the point; an i that is no I
 PLACES = ["with space", "umläut-图像", "new\nline", "tab\tand 'quotes\" $HOME", "a" * 200, "-rf", "x.tar#1+2+ab"]
 
 
-def run_in(base: Path, name: str) -> dict[str, bytes]:
+def run_in(base: Path, name: str) -> dict[str, object]:
     """What a command leaves below a folder of that name."""
     base.mkdir(parents=True)
     case = CASES[name](base)
     quietly(case.command)()
-    return {str(p.relative_to(case.folder)): p.read_bytes() for p in case.folder.rglob("*") if p.is_file()}
+    return left_in(case.folder, base)
+
+
+def left_in(folder: Path, base: Path) -> dict[str, object]:
+    """What counts of the files below a folder, but for the name of the one in which all took place."""
+    own = json.dumps(str(base), ensure_ascii=False)[1:-1].encode()  # a manifest says where its images lie
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return results({name: path.read_bytes().replace(own, b"BASE") for name, path in files.items()})
 
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory) -> dict[str, dict]:
-    return {name: results(run_in(tmp_path_factory.mktemp("usual") / name, name)) for name in NAMES}
-
-
-def same(found: dict[str, bytes], wanted: dict) -> bool:
-    return {k: v for k, v in results(found).items() if k != "manifest.json"} == {
-        k: v
-        for k, v in wanted.items()
-        if k != "manifest.json"  # it names its folder
-    }
+    return {name: run_in(tmp_path_factory.mktemp("usual") / name, name) for name in NAMES}
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_folder_names_change_no_byte(tmp_path, usual, name, place):
-    assert same(run_in(tmp_path / place / name, name), usual[name])
+    assert run_in(tmp_path / place / name, name) == usual[name]
 
 
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Etc/GMT+12"])
@@ -52,24 +54,52 @@ def test_time_zone_umask_and_a_clock_that_runs_backwards_change_no_byte(tmp_path
     now = time.time()
     ticks = iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: now - 86400 * next(ticks))
-    monkeypatch.setattr(time, "monotonic", time.perf_counter)
     former = os.umask(0o077)
     try:
-        assert same(run_in(tmp_path / name, name), usual[name])
+        assert run_in(tmp_path / name, name) == usual[name]
     finally:
         os.umask(former)
         monkeypatch.undo()
         time.tzset()
 
 
+@pytest.fixture(scope="module")
+def locales(tmp_path_factory) -> Path:
+    """A folder with the languages, made here: few machines have them."""
+    folder = tmp_path_factory.mktemp("locales")
+    for language in LANGUAGES:
+        command = ["localedef", "-i", language, "-f", "UTF-8", str(folder / f"{language}.UTF-8")]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"the language {language} cannot be made here: {error}")
+    return folder
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_another_language_changes_no_byte(tmp_path, monkeypatch, usual, locales, name, language):
+    former = locale.setlocale(locale.LC_ALL)
+    monkeypatch.setenv("LOCPATH", str(locales))
+    monkeypatch.setenv("LC_ALL", f"{language}.UTF-8")
+    try:
+        assert locale.setlocale(locale.LC_ALL, "") == f"{language}.UTF-8"  # Python alone takes LC_CTYPE only
+        assert locale.localeconv()["decimal_point"] == ","
+        assert run_in(tmp_path / name, name) == usual[name]
+    finally:
+        monkeypatch.undo()
+        locale.setlocale(locale.LC_ALL, former)
+
+
 @pytest.mark.slow
-def test_language_and_hash_seed_change_no_byte(tmp_path, usual):
+def test_ascii_and_another_hash_seed_change_no_byte(tmp_path, usual):
     CASES["table"](tmp_path)
     words = [f"--table={tmp_path}/table.csv", f"--images={tmp_path}/images", "--classes=Edema,Nodule,Hernia"]
-    command = [sys.executable, "scripts/prepare.py", "table", *words, "--split=split", f"--out={tmp_path}/manifest.csv"]
-    environment = os.environ | {"LC_ALL": "C", "LANG": "tr_TR.UTF-8", "PYTHONHASHSEED": "77", "PYTHONUTF8": "0"}
+    out = tmp_path / "run" / "manifest.csv"
+    command = [sys.executable, "scripts/prepare.py", "table", *words, "--split=split", f"--out={out}"]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONHASHSEED": "77", "PYTHONUTF8": "0"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-    assert (tmp_path / "manifest.csv").read_bytes() == usual["table"]["manifest.csv"]
+    assert left_in(out.parent, tmp_path) == usual["table"]
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EBUSY, errno.EEXIST, errno.ESTALE, errno.EIO, errno.ENOSPC])
