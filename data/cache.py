@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from data.errors import InputError
-from data.files import atomic_write, create
+from data.files import atomic_write, create, sync_folder
 from data.reading import BatchBuffer, Item, read_ahead
 from data.shard_index import CacheIndex, build_index, index_digest
 from data.shards import FORMAT_VERSION, REMAKE, CacheIdentity, shard_name
@@ -62,6 +62,7 @@ def _save_index(folder: Path, index: CacheIndex) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / "index.npz")
+    sync_folder(folder)
 
 
 def load_index(folder: Path) -> CacheIndex | None:
