@@ -59,7 +59,7 @@ class Recorder:
         global _active
         _active, os.fsync = None, self._fsync
         self._in_order("the end came")
-        self.moments.append(("the end", self._look(False)))
+        self.moments.append(("the end", self.look()))
 
     def states(self) -> Iterator[tuple[str, State]]:
         """The distinct states, in the order in which they came about; the last one is the finished folder."""
@@ -144,9 +144,9 @@ class Recorder:
     def _before(self, what: str, name: str) -> None:
         with self._lock:
             self.operations[what] += 1
-            self.moments.append((f"{what} {name}", self._look(False)))
+            self.moments.append((f"{what} {name}", self.look()))
             if any(map(self._dirty, self._flushed)):
-                self.moments.append((f"power cut at {what} {name}", self._look(True)))
+                self.moments.append((f"power cut at {what} {name}", self.look(True)))
 
     def _name(self, path: str | bytes | os.PathLike, directory: int = -1, resolve: bool = False) -> str | None:
         """Below the folder; None elsewhere and in what is skipped."""
@@ -166,7 +166,8 @@ class Recorder:
                 if not any(below(str(path.relative_to(self.folder)), other) for other in self.skip):
                     yield path
 
-    def _look(self, power_cut: bool) -> State:
+    def look(self, power_cut: bool = False) -> State:
+        """What lies in the folder; after a power cut, if it came now."""
         state: State = {}
         for path in self._entries():
             name = str(path.relative_to(self.folder))
@@ -256,7 +257,7 @@ def crash_everywhere(
     for what, state in tried:
         recorder.restore(state)
         command()
-        found = results({n: (folder / n).read_bytes() for n, digest in recorder._look(False).items() if digest})
+        found = results({n: (folder / n).read_bytes() for n, digest in recorder.look().items() if digest})
         differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         assert not differ, f"after a crash before {what}: {differ} differ"
     counts = Counter({f"operations: {what}": number for what, number in recorder.operations.items()})
