@@ -275,6 +275,8 @@ def moment(run_dir: Path, stage: str, began: float) -> str:
         return "between shards" if made else "before the first shard"
     if stage != "fusion" and (run_dir / "cache" / "cache.json").exists():
         return "after the last shard"
+    if stage == "cache":
+        return "before the first shard"
     return "training" if (training / "last").exists() else "before the first checkpoint"
 
 
