@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from data.errors import InputError
-from data.files import atomic_write, create
+from data.files import atomic_file, atomic_write
 from data.reading import BatchBuffer, Item, read_ahead
 from data.shard_index import CacheIndex, build_index, index_digest
 from data.shards import FORMAT_VERSION, REMAKE, CacheIdentity, shard_name
@@ -57,11 +57,8 @@ def record_digest(record: dict[str, Any]) -> str:
 
 def _save_index(folder: Path, index: CacheIndex) -> None:
     temporary = folder / f".tmp-index-{os.getpid()}.npz"  # several processes may find it missing at the same time
-    with create(temporary) as file:
+    with atomic_file(folder / "index.npz", temporary) as file:
         np.savez(file, **vars(index))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "index.npz")
 
 
 def load_index(folder: Path) -> CacheIndex | None:

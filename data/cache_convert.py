@@ -139,7 +139,7 @@ def convert_in_place(
         os.rename(folder, old)
     if not folder.exists():
         os.rename(new, folder)
-        sync_folder(folder.parent)
+    sync_folder(folder.parent)  # a run that was killed may have renamed it
     _, identity = read_cache_record(folder)
     shutil.rmtree(old)
     return identity

@@ -8,6 +8,8 @@ Axes: **N** images, **K** variants.
 
 import json
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from jaxtyping import Int
 
 from data.cache import FeatureCache, finish_cache, read_cache_record
 from data.errors import InputError
-from data.files import atomic_write, sha256_file
+from data.files import atomic_write, name_file, sha256_file
 from data.lock import locked
 from data.shard_index import is_whole_shard
 from data.shards import FOLD, CacheIdentity, ShardWriter, bytes_per_image, shard_name
@@ -78,15 +80,27 @@ def write_picks(
         for number in range(identity.num_shards):
             if is_whole_shard(target, number, identity):
                 continue
-            writer = ShardWriter(target, number, identity)
-            for n in identity.ordinals_of(number):
-                ids = picks.ids(n) | ({FOLD: int(fold[n])} if identity.fold_weights else {})
-                writer.write(n, stored(picks.caches[picks.cache[n]], int(picks.ordinal[n]), identity), ids)
-            writer.close()
+            with new_shard(target, number, identity) as shard:
+                for n in identity.ordinals_of(number):
+                    ids = picks.ids(n) | ({FOLD: int(fold[n])} if identity.fold_weights else {})
+                    shard.write(n, stored(picks.caches[picks.cache[n]], int(picks.ordinal[n]), identity), ids)
         digests = [sha256_file(target / shard_name(number)) for number in range(identity.num_shards)]
         finish_cache(target, identity, extra | {"rewritten_from": plan["from"]}, digests)
         (target / "plan.json").unlink()
     (target / ".lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def new_shard(folder: Path, number: int, identity: CacheIdentity) -> Generator[ShardWriter, None, None]:
+    """A shard to write, finished at the end; where that fails, nothing of it is left."""
+    shard = ShardWriter(folder, number, identity)
+    try:
+        yield shard
+        shard.close()
+    except BaseException as error:
+        shard.discard()
+        name_file(error, shard.path)
+        raise
 
 
 def begin(target: Path, identity: CacheIdentity, plan: dict[str, Any]) -> None:

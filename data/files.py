@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,15 +16,31 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     The bytes go to a temporary name in the same folder, are flushed to disk, and are renamed; the folder is flushed
     too, because on most file systems a rename is only durable after that.
     """
-    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    with create(temporary) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    with atomic_file(path, path.with_name(f".tmp-{path.name}")) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path, temporary: Path) -> Generator[BinaryIO, None, None]:
+    """A file to fill, which then gets its name as in `atomic_write`; where that fails, nothing of it is left."""
+    try:
+        with create(temporary) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        name_file(error, path)
+        raise
+
+
+def name_file(error: BaseException, path: Path) -> None:
+    """Say which file an error is about: of a disk that takes no more bytes the system tells no name."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def create(path: Path) -> BinaryIO:
@@ -49,6 +67,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        name_file(error, folder)
+        raise
     finally:
         os.close(descriptor)
 

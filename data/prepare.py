@@ -221,7 +221,9 @@ def _write(manifest: Manifest, out: Path) -> None:
         if manifest.rejected:
             write_rejected(out.parent, manifest.rejected)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error}); make room or name another folder"
+        ) from None
     print(summary(manifest))
     if manifest.rejected:
         print(f"{len(manifest.rejected)} files left out, with reasons: {out.parent / 'rejected.csv'}")

@@ -18,7 +18,7 @@ import xxhash
 from tqdm import tqdm
 from webdataset.writer import TarWriter
 
-from data.files import atomic_write, create, sync_folder
+from data.files import atomic_write, create, name_file, sync_folder
 from data.image_shards import Member, PreparedImages
 from data.images import JPEG_SIGNATURE, ImageError, check_file
 from data.manifest import Manifest
@@ -167,8 +167,7 @@ def write_shard(folder: Path, shard: Shard, ids: Sequence[dict[str, str]], outco
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)  # a full disk needs the room
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
+        name_file(error, path)
         raise
     sync_folder(folder)
     found = iter(places)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,8 @@ def run_command(main: Callable[[], None], run_dir: Path | None = None) -> None:
         print(line, file=sys.stderr, flush=True)
         log = run_dir / "log.txt" if run_dir is not None else None
         if log is not None and log.is_file() and not log.is_symlink() and _belongs_in_log(error):
-            _append(log, line)
+            with suppress(OSError):  # a full disk may have no room for it either
+                _append(log, line)
         if isinstance(error, Exception):
             tell_launcher(error)
         end_workers()

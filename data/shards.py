@@ -25,6 +25,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -226,6 +227,13 @@ class ShardWriter:
         self.file.close()
         os.replace(self.temporary, self.path)
         sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Close and remove what is unfinished: a full disk needs the room."""
+        for part in (self.tar, self.file):
+            with suppress(OSError):  # what is buffered may not find room either
+                part.close()
+        self.temporary.unlink(missing_ok=True)
 
 
 def npy_header(shape: tuple[int, ...], dtype: Storage = "float16") -> bytes:

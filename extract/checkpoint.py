@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from data.errors import InputError
-from data.files import sha256_file, sync_folder
+from data.files import name_file, sha256_file, sync_folder
 from data.strict_json import read_json, read_texts
 
 AGAIN = "copy the whole folder again, or train again"
@@ -35,21 +35,31 @@ def save_folder(folder: Path, files: dict[str, Content], keep: Path | None = Non
         keep: Where the former folder goes, replacing what `keep` held.
     """
     temporary = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, content in files.items():
-        _write(temporary / name, content)
-    digests = {name: sha256_file(temporary / name) for name in sorted(files)}
-    _write(temporary / "digests.json", digests)
-    sync_folder(temporary)
     outgoing = keep if keep is not None else folder.with_name(f".old-{folder.name}")
-    if folder.exists():
-        shutil.rmtree(outgoing, ignore_errors=True)
-        os.rename(folder, outgoing)
-    os.rename(temporary, folder)
-    sync_folder(folder.parent)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _fill(temporary, files)
+        if folder.exists():
+            shutil.rmtree(outgoing, ignore_errors=True)
+            os.rename(folder, outgoing)
+        os.rename(temporary, folder)
+        sync_folder(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+        name_file(error, folder)
+        raise
     if keep is None:
         shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def _fill(folder: Path, files: dict[str, Content]) -> None:
+    """Make a folder with its digests, on disk when this returns."""
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        _write(folder / name, content)
+    digests = {name: sha256_file(folder / name) for name in sorted(files)}
+    _write(folder / "digests.json", digests)
+    sync_folder(folder)
 
 
 def _write(path: Path, content: Content) -> None:

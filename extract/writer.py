@@ -6,13 +6,12 @@ Axes: **B** images of a batch, **K** decoded pictures per image, **S** input sid
 import queue
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from data.files import sha256_file
+from data.files import name_file, sha256_file
 from data.shards import CacheIdentity, ShardWriter
 
 
@@ -118,13 +117,13 @@ class Writer:
                     shard = None
                 self._empty.put(slot)
         except BaseException as error:
-            if isinstance(error, OSError) and error.filename is None and shard is not None:
-                error.filename = str(shard.path)
+            if shard is not None:
+                name_file(error, shard.path)
             self._error = error
             self._empty.put(None)  # wakes the calling thread
         finally:
             if shard is not None:
-                discard(shard)
+                shard.discard()
 
     def _write(self, shard: ShardWriter, slot: Slot) -> None:
         arrays = slot.payloads.numpy()
@@ -132,11 +131,3 @@ class Writer:
             if self._aborted:
                 return
             shard.write(ordinal, list(arrays[:, n]), self.images[ordinal].ids)
-
-
-def discard(shard: ShardWriter) -> None:
-    """Close and remove an unfinished shard: a full disk needs the room."""
-    for part in (shard.tar, shard.file):
-        with suppress(OSError):  # what is buffered may not find room either
-            part.close()
-    shard.temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
     python scripts/prove.py                                  a few minutes: what the tests do, counted
     python scripts/prove.py --part fuzz --hours 3 --seed 1   wrong files for three hours, led by the lines reached
     python scripts/prove.py --part crashes --long            every crash of every command, training included
+    python scripts/prove.py --part disk --long               a full disk at every operation of every command
     python scripts/prove.py --part kills --long              200 random kills while a cache is written, 50 in training
 
 The numbers in docs/reliability.md are this script's; --out appends them to a file as JSON lines.
@@ -33,6 +34,19 @@ def crashes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             case = make(Path(folder))
             most = None if options.long or not name.startswith("stage") else 12
             counts = crash_everywhere(case.folder, quietly(case.command), results, case.skip, case.in_place, most)
+            yield {"command": name, **counts}
+
+
+def disk(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A disk that is full from any operation on, of each command."""
+    from tests.faults.commands import CASES, results
+    from tests.faults.full_disk import fill_everywhere
+
+    for name, make in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            case = make(Path(folder))
+            most = None if options.long else 12
+            counts = fill_everywhere(case.folder, case.command, results, case.skip, most)
             yield {"command": name, **counts}
 
 
@@ -108,7 +122,7 @@ def kills(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield json.loads(last) if run.returncode == 0 else {"stage": stage, "got_through": [run.stderr[-500:]]}
 
 
-PARTS = {part.__name__: part for part in (crashes, damage, hostile, fuzz, kills)}
+PARTS = {part.__name__: part for part in (crashes, disk, damage, hostile, fuzz, kills)}
 
 
 def main() -> None:

@@ -4,8 +4,9 @@
 
 A small phantom is prepared once. One run goes through undisturbed. Another is started, its whole process group killed
 (SIGKILL) at a random moment of its work (exponential waits, a third of the work on average), and started again, until
-it ends; then every weight of best/ and last/, every byte of the cache and every recorded score are compared. Repeated
-until the number of kills is reached.
+it ends; then every weight of best/ and last/, every byte of the cache and every recorded score are compared, and the
+names of all files. One wait in four begins with the program instead of its work, so that looking at what is there is
+killed, too. Repeated until the number of kills is reached.
 """
 
 import argparse
@@ -48,6 +49,8 @@ OPTIONS = {  # long enough to be killed often, with every kind of state; a save 
     "fusion": ["--epochs", "10", "--save_steps", "2", "--average_from", "3"],
 }
 WAIT_S = 300
+NO_RESULTS = {"log.txt", "environment.json", ".lock"}
+EARLY = 0.25  # share of the waits that begin with the program
 
 
 def main() -> None:
@@ -137,10 +140,11 @@ class Forked:
         self.process = multiprocessing.get_context("fork").Process(target=self.work, args=(options.stage, words))
         self.process.start()
         self.pid = self.process.pid
+        os.setpgid(self.pid, self.pid)  # here as well as there: it may be killed before it gets that far
 
     def work(self, stage: str, words: list[str]) -> None:
         """What the command does after it has loaded its libraries."""
-        os.setsid()
+        os.setpgid(0, 0)
         os.environ["ACCELERATE_USE_CPU"] = "1"
         for stream, path in ((1, os.devnull), (2, self.errors)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
@@ -180,7 +184,7 @@ def starts(run_dir: Path) -> int:
 
 
 def wait_for_work(process: subprocess.Popen | Forked, run_dir: Path, before: int, stage: str) -> None:
-    """Wait until the stage says that it begins, or opens a shard: loading libraries is no moment worth killing."""
+    """Wait until the stage says that it begins; the stage "cache", until it opens a shard."""
     began, deadline = time.time(), time.monotonic() + WAIT_S
     while starts(run_dir) == before or (stage == "cache" and not any(map(is_shard, being_written(run_dir, began)))):
         if process.poll() == 0 and stage == "cache":
@@ -235,16 +239,22 @@ def kill_until_done(
     """
     met: list[str] = []
     while True:
-        before = starts(run_dir)
+        before, began = starts(run_dir), time.time()
         process = start(run_dir, options)
-        wait_for_work(process, run_dir, before, options.stage)
-        began = time.time()
+        if rng.random() >= EARLY:
+            wait_for_work(process, run_dir, before, options.stage)
+            began = time.time()
+        elif options.processes > 1:  # each of them loads the libraries: no moment worth killing
+            wait_for_work(process, run_dir, before, "any")
         try:
             process.communicate(timeout=rng.expovariate(3 / seconds) if len(met) < most else WAIT_S)
         except subprocess.TimeoutExpired:
-            met.append(moment(run_dir, options.stage, began))
+            during = moment(run_dir, options.stage, began) if starts(run_dir) > before else "starting"
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+            if len(met) == most:
+                raise SystemExit(f"{run_dir}: hangs, {during}, after {most} kills: no end in {WAIT_S} s") from None
+            met.append(during)
             print(f"kill {len(met)}: {met[-1]}", flush=True)
             continue
         if process.returncode:
@@ -261,23 +271,31 @@ def moment(run_dir: Path, stage: str, began: float) -> str:
     if any(map(is_shard, unfinished)):
         return "writing a shard"
     if stage != "fusion" and (run_dir / "cache" / "plan.json").exists():
-        return "between shards"
+        made = any(path.stat().st_ctime > began for path in (run_dir / "cache").glob("*.tar"))
+        return "between shards" if made else "before the first shard"
     if stage != "fusion" and (run_dir / "cache" / "cache.json").exists():
         return "after the last shard"
+    if stage == "cache":
+        return "before the first shard"
     return "training" if (training / "last").exists() else "before the first checkpoint"
 
 
 def compare(whole: Path, other: Path) -> None:
-    """Every file that a result consists of; what holds times and paths is left out."""
-    for path in sorted(whole.rglob("*")):
-        name = path.relative_to(whole)
-        if not path.is_file() or name.parts[0] == "phantom" or path.name in {"log.txt", "environment.json", ".lock"}:
-            continue
-        if path.suffix == ".png" or path.name in {"config.yaml", "digests.json", "images.csv"}:
+    """Every file that a result consists of, and that there are no others; what holds times and paths is left out."""
+    if strangers := results(whole) ^ results(other):
+        raise SystemExit(f"{min(strangers)}: only one of the uninterrupted run and the killed one has it")
+    for name in sorted(results(whole)):
+        if name.suffix == ".png" or name.name in {"config.yaml", "digests.json"}:
             continue  # curves show seconds, and a configuration names its run folder
         found, wanted = (scores(p) if p.name == "metrics.jsonl" else content(p, r) for p, r in pair(whole, other, name))
         if found != wanted:
             raise SystemExit(f"{name}: differs from the uninterrupted run")
+
+
+def results(run_dir: Path) -> set[Path]:
+    """Names of all files but those that were there before, and those about this machine and moment."""
+    names = {path.relative_to(run_dir) for path in run_dir.rglob("*") if path.is_file()}
+    return {name for name in names if name.parts[0] != "phantom" and name.name not in NO_RESULTS}
 
 
 def pair(whole: Path, other: Path, name: Path) -> list[tuple[Path, Path]]:

@@ -104,7 +104,7 @@ def stage_one(base: Path) -> Case:
     write_images(manifest)
     write_manifest(manifest, base / "run" / "manifest.csv")
     options = ["--image.size=32", "--batch_size=2", "--save_steps=2", "--ema_decay=0.9", "--cache.flip=true"]
-    skip = ("images/", "images", "manifest")
+    skip = ("images", "manifest.csv", "manifest.json")
     return Case(base / "run", lambda: run("extract", base / "run", *options), skip, (".lock", "log.txt"))
 
 
