@@ -74,6 +74,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(path: Path) -> None:
+    """Flush a file, or a folder with all that is in it, to disk, before it gets its final name."""
+    for file in [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file()):
+        with open(file, "rb") as content:
+            os.fsync(content.fileno())
+    for folder in (entry for entry in (path, *path.rglob("*")) if entry.is_dir()):
+        sync_folder(folder)
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from data.errors import InputError
+from data.files import sync_folder, sync_tree
 from data.phantom.constants import View
 from data.phantom.patient import sample_patient
 from data.phantom.radiograph import radiograph, sample_taking
@@ -75,7 +76,9 @@ def export(model: str | Path, out: Path) -> None:
         rows = parity(predictor, load_exported(temporary))
         print("\n".join(parity_lines(rows)))
         refuse_far(rows, out)
+        sync_tree(temporary)
         os.replace(temporary, out)
+        sync_folder(out.absolute().parent)
     finally:
         temporary.unlink(missing_ok=True)
     print("\n".join(said_of(predictor, out)))

@@ -23,7 +23,7 @@ import yaml
 
 from data.config import read_yaml
 from data.errors import InputError
-from data.files import atomic_write, sha256_file, sync_folder
+from data.files import atomic_write, sha256_file, sync_folder, sync_tree
 from data.phantom.constants import View
 from data.phantom.patient import sample_patient
 from data.phantom.radiograph import radiograph, sample_taking
@@ -64,10 +64,11 @@ def assemble(result_dir: Path, out: Path) -> None:
         _write_example(Predictor(parts, device_of("cpu")), temporary)
         _write_digests(temporary)
         check_example(Predictor(read_published(temporary), device_of("cpu")), temporary)
-        sync_folder(temporary)
+        sync_tree(temporary)
         if out.exists():
             out.rmdir()
         os.rename(temporary, out)
+        sync_folder(out.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import _root
+from _bench import commit
 
 CONFIGS = {
     "extract": ["--config", "extract/configs/cxr_lt_2023.yaml", "--config", "extract/configs/tiny.yaml"],
@@ -101,12 +102,11 @@ def parse() -> argparse.Namespace:
 
 def stamp() -> dict[str, str]:
     """Where and with what this was run."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_root.ROOT, capture_output=True, text=True, check=False)
     from importlib.metadata import version
 
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "accelerate"))
-    return {"commit": commit.stdout.strip()[:12], "machine": machine, "versions": packages}
+    return {"commit": commit(), "machine": machine, "versions": packages}
 
 
 def prepared(folder: Path, options: argparse.Namespace) -> Path:

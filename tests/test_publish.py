@@ -25,6 +25,7 @@ from fusion.predict import load_model
 from fusion.publish import publish
 from fusion.saved import read_saved
 from fusion.training_data import DATA_SETS, data_sets_of
+from tests.faults.crashes import Recorder
 from tests.make_trained import make_trained
 
 REPLICATES = 20
@@ -199,7 +200,10 @@ def test_a_folder_is_written_with_its_card_loads_strictly_and_is_pushed_only_whe
 
 def test_without_push_the_hub_is_not_asked_and_no_licence_is_made_up(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: pytest.fail("asked the Hub"))
-    publish(run_dir / "fusion", tmp_path / "model", replicates=REPLICATES)
+    with Recorder(tmp_path) as recorder:
+        publish(run_dir / "fusion", tmp_path / "model", replicates=REPLICATES)
+    assert recorder.operations["rename"] >= 2
+    assert recorder.disorder == []  # every byte is on disk before its name, every name before the next
     assert (tmp_path / "model" / "README.md").is_file()
     assert not (tmp_path / "model" / "LICENSE").exists()
 
