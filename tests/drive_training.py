@@ -28,7 +28,7 @@ from fusion.config import FusionConfig
 from fusion.grouping import make_groups
 from fusion.published import build_model
 from fusion.results import write_split
-from tests.launch import CONFIGS
+from tests.launch import CONFIGS, run
 from tests.make_data import make_manifest, write_images
 
 NO_DROPOUT = ["--model.dropout", "0", "--model.head.dropout", "0"]  # its draws differ between processes
@@ -40,6 +40,11 @@ def train(run_dir: Path, dtype: torch.dtype) -> None:
     options = ["--run_dir", str(run_dir), "--epochs", "4"]
     extract.train.main([*CONFIGS["extract"], *options, "--batch_size", "9", "--head.dropout", "0"])
     fusion.train.main([*CONFIGS["fusion"], *options, "--batch_size", "4", *NO_DROPOUT, "--retrain_single", "false"])
+
+
+def stage(run_dir: Path, name: str, *options: str) -> None:
+    """A stage as a user starts it."""
+    run(name, run_dir, *options)
 
 
 def freeze(run_dir: Path) -> None:
@@ -220,6 +225,6 @@ def child(rank, num_processes, port, output, job, folder, *arguments) -> None:
     os.dup2(file, 2)
     torch.set_num_threads(1)
     assert Accelerator().num_processes == num_processes
-    jobs = {"train": train, "freeze": freeze, "visits": visits, "predict": predict, "counts": counts}
+    jobs = {"train": train, "stage": stage, "freeze": freeze, "visits": visits, "predict": predict, "counts": counts}
     jobs[job](Path(folder), *arguments)
     sys.stdout.flush()

@@ -31,7 +31,7 @@ from fusion.joint_model import JointModel, stages_of
 from fusion.joint_start import load_start
 from fusion.model import FusionModel, ModelConfig
 from fusion.train import plan_steps, training_batches
-from tests.launch import CONFIGS, launch, run
+from tests.launch import CONFIGS, drive, run
 from tests.make_data import make_run
 
 NO_DROPOUT = ["--model.dropout", "0", "--model.head.dropout", "0"]
@@ -356,8 +356,8 @@ def test_two_processes_train_to_the_weights_of_one(finished, tmp_path):
     ends = {}
     for number in (1, 2):
         run_dir = Path(shutil.copytree(finished, tmp_path / f"on_{number}"))
-        words = [*CONFIGS["fusion"], "--run_dir", run_dir, *NO_DROPOUT, "--retrain_single", "false", *JOINT]
-        out = launch("train_fusion.py", *words, num_processes=number)
+        words = [*NO_DROPOUT, "--retrain_single", "false", *JOINT]
+        out = drive("stage", run_dir, "fusion", *words, num_processes=number)
         assert f"on {number} process" in out
         ends[number] = run_dir / "fusion" / "joint"
     one, two = (weights(ends[number] / "last") for number in (1, 2))

@@ -27,7 +27,7 @@ def lines_run(job):
 
 def test_the_workflow_checks_what_make_test_checks_and_more():
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert set(WORKFLOW["jobs"]) == {"lint", "tests", "two-processes", "without-extras", "demo", "newest"}
+    assert set(WORKFLOW["jobs"]) == {"lint", "tests", "two-processes", "without-extras", "extras", "demo", "newest"}
     for line in re.findall(r"\$\(BIN\)/((?:ruff|ty) .*)", make):
         assert line in lines_run("lint")
     assert lines_run("demo") == "make demo"

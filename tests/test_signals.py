@@ -28,7 +28,7 @@ def whole(tmp_path_factory):
     """Stage one, never stopped."""
     run_dir = tmp_path_factory.mktemp("whole")
     make_run(run_dir)
-    stage_one(run_dir, "--epochs", "2")
+    stage_one(run_dir)
     return run_dir
 
 
@@ -48,12 +48,12 @@ def test_it_saves_within_the_epoch_leaves_with_its_status_and_goes_on_to_the_sam
 
     monkeypatch.setattr(extract.train, "take_step", struck)
     with pytest.raises(SystemExit) as left:
-        stage_one(tmp_path, "--epochs", "2")
+        stage_one(tmp_path)
     assert (left.value.code, len(calls)) == (status, 2), "no step more"
     assert "stopped on request" in (tmp_path / "log.txt").read_text().splitlines()[-1]
     progress = json.loads((tmp_path / "stage_one" / "last" / "state.json").read_text())["progress"]
     assert (progress["epoch"], progress["step"]) == (0, 2)
-    stage_one(tmp_path, "--epochs", "2")
+    stage_one(tmp_path)
     for folder in ("best", "last"):
         assert same_weights(*(weights(run / "stage_one" / folder) for run in (whole, tmp_path)))
 
