@@ -17,7 +17,7 @@ from data.predictions import read_predictions
 from data.scan import scan_images
 from fusion.evaluate.command import main as evaluate
 from tests.drive_training import predict
-from tests.launch import CONFIGS, SECONDS, drive, finish, launch, start
+from tests.launch import CONFIGS, SECONDS, drive, finish, start
 from tests.make_data import make_cache, make_run
 from tests.make_predictions import labelled
 
@@ -127,11 +127,11 @@ def uninterrupted(tmp_path_factory):
     """Stage one on two processes, never stopped."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     make_run(run_dir)
-    launch("extract.py", *LONG, "--run_dir", run_dir)
+    drive("stage", run_dir, "extract", *LONG, num_processes=2)
     return run_dir
 
 
-LONG = [*CONFIGS["extract"], "--epochs", "6", "--batch_size", "3"]
+LONG = ["--epochs", "6", "--batch_size", "3"]
 
 
 def wait_for(path, words, process=None):
@@ -153,7 +153,7 @@ def children(pid):
 def stopped(run_dir, strike):
     """Two processes in their first epoch, struck; what the launcher wrote at its end."""
     make_run(run_dir)
-    process = start("extract.py", *LONG, "--run_dir", run_dir)
+    process = start("extract.py", *CONFIGS["extract"], *LONG, "--run_dir", run_dir)
     wait_for(run_dir / "log.txt", "epoch 1/6", process)
     strike(process.pid)
     status, _, err = finish(process)
@@ -168,7 +168,7 @@ def test_sigterm_to_one_process_saves_ends_with_its_number_and_resumes_to_the_sa
     run_dir = tmp_path / "run"
     err = stopped(run_dir, lambda launcher: os.kill(max(children(launcher)), signal.SIGTERM))
     assert "exitcode  : 143" in err, err[-3000:]
-    launch("extract.py", *LONG, "--run_dir", run_dir)
+    drive("stage", run_dir, "extract", *LONG, num_processes=2)
     for folder in ("best", "last"):
         a, b = weights(run_dir / "stage_one" / folder), weights(uninterrupted / "stage_one" / folder)
         assert largest_difference(a, b) == 0
@@ -181,7 +181,7 @@ def test_sigterm_to_the_group_launcher_included_saves(tmp_path):
 def test_an_orphan_of_a_killed_launcher_saves_and_ends(tmp_path):
     run_dir = tmp_path / "run"
     make_run(run_dir)
-    process = start("extract.py", *LONG, "--run_dir", run_dir, num_processes=1)
+    process = start("extract.py", *CONFIGS["extract"], *LONG, "--run_dir", run_dir, num_processes=1)
     wait_for(run_dir / "log.txt", "epoch 1/6", process)
     process.kill()
     wait_for(run_dir / "log.txt", "stopped on request")

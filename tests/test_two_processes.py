@@ -11,7 +11,7 @@ import safetensors.torch
 import extract.train
 import fusion.train
 from data.predictions import read_predictions
-from tests.launch import launch
+from tests.launch import drive, launch
 from tests.make_data import make_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,8 +41,7 @@ def two(one, tmp_path_factory):
     shutil.copytree(one, run_dir)
     shutil.rmtree(run_dir / "cache")
     shutil.rmtree(run_dir / "fusion")
-    out = launch("extract.py", *CONFIGS["extract"], "--run_dir", str(run_dir))
-    assert "2 processes" in out
+    assert "2 processes" in drive("stage", run_dir, "extract", num_processes=2)
     launch("train_fusion.py", *CONFIGS["fusion"], "--run_dir", str(run_dir), *NO_DROPOUT)
     return run_dir
 
