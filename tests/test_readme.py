@@ -211,3 +211,20 @@ def test_every_page_can_be_reached_from_the_readme():
         waiting += [aim for link in links if (aim := (page.parent / link).resolve()) not in reached]
     lost = sorted(name_of(page) for page in set(PAGES) - reached if page.parent.name == "docs")
     assert not lost, f"no page links to {lost}"
+
+
+def pytest_commands() -> list[str]:
+    """What the pages say about repeating a test."""
+    return sorted({found for page in PAGES for found in re.findall(r"`(pytest [^`]+)`", page.read_text("utf-8"))})
+
+
+@pytest.mark.parametrize("command", pytest_commands())
+def test_a_pytest_command_names_files_that_are_there_and_words_of_their_tests(command):
+    words = shlex.split(command)[1:]
+    chosen = words.pop(words.index("-k") + 1).split(" or ") if "-k" in words else []
+    places = [ROOT / word for word in words if word != "-k"] or [ROOT / "tests"]
+    assert [place for place in places if not place.exists()] == []
+    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("test_*.py")))]
+    names = [file.name for file in files]
+    names += [name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.MULTILINE)]
+    assert [word for word in chosen if not any(word in name for name in names)] == []
