@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.runs import run_command
+from tests.faults.commands import quietly
 from tests.faults.crashes import Recorder
 
 NEEDS_ROOM = ("open", "fsync", "rename", "mkdir")
@@ -53,7 +54,7 @@ def fill_everywhere(
     start = Recorder(folder, skip)
     before = start.look()
     with FullDisk(folder, skip) as whole:
-        command()
+        quietly(command)()
     wanted, total = results(start.content(start.look())), whole.operations.total()
     tried = range(0, total, 1 if most is None else max(1, -(-total // most)))
     for room in tried:
@@ -65,7 +66,7 @@ def fill_everywhere(
         assert said.endswith(("run the same command again", "make room or name another folder")), f"{disk.met}: {said}"
         left = [str(path) for path in folder.rglob(".tmp-*")]
         assert not left, f"{disk.met}: left {left}"
-        command()
+        quietly(command)()
         found = results(start.content(start.look()))
         differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         assert not differ, f"{disk.met}: {differ} differ"
