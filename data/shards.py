@@ -141,8 +141,7 @@ class CacheIdentity:
         fields: dict[str, Any] = values | {name: tuple(values[name]) for name in lists}
         identity = cls(**fields)
         for good, name in (
-            (all(map(_is_count, identity.map_shape)) and len(identity.map_shape) == 3, "map_shape"),
-            (math.prod(identity.map_shape) <= MAX_MAP_VALUES, "map_shape"),
+            (_is_shape(identity.map_shape), "map_shape"),
             *((_is_count(fields[name]), name) for name in ("num_images", "images_per_shard", "pool")),
             *((isinstance(fields[name], str), name) for name in ("backbone", "images_sha256", "golden_decode")),
             *((all(isinstance(t, str) for t in fields[name]), name) for name in ("classes", "variants")),
@@ -159,6 +158,11 @@ class CacheIdentity:
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 1 <= value < 2**40
+
+
+def _is_shape(shape: tuple[Any, ...]) -> bool:
+    """Numbers first: a product with a text in it is a text that fills the memory."""
+    return len(shape) == 3 and all(map(_is_count, shape)) and math.prod(shape) <= MAX_MAP_VALUES
 
 
 def shard_name(number: int) -> str:

@@ -469,6 +469,7 @@ FILLS_MEMORY: dict[str, Callable[[Path], object]] = {
     "cache.json, 10^12 images": record_of(num_images=10**12, images_per_shard=1),
     "cache.json, 10^30 images": record_of(num_images=10**30),
     "cache.json, maps of 10^18 values": record_of(map_shape=[10**6, 10**6, 10**6]),
+    "cache.json, a text 2^32 times": record_of(map_shape=[2] * 32 + ["nan"]),
     "shard, ids of 8 GiB": member_of_8_gib,
     "image of 900 TB in a shard": member_in_image_shard,
 }

@@ -8,20 +8,30 @@ from pathlib import Path
 
 import pytest
 
+from data.files import sha256_file
 from tests.faults import fuzzing
 from tests.faults.fuzzing import MOST_S, Outcome, attempt, fuzz
 from tests.faults.targets import TARGETS
+from tests.launch import unchecked
 
 INPUTS = 2000
 
 
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 @pytest.mark.parametrize("name", TARGETS)
 def test_wrong_files_end_in_a_result_or_in_one_line(name):
-    outcome = fuzz(name, INPUTS)
+    outcome = unchecked(fuzz, name, INPUTS)
     assert not outcome.got_through
     assert outcome.slowest_s <= MOST_S
     assert outcome.inputs == INPUTS
+
+
+def is_checked():
+    """Whether calls of our functions are checked by beartype."""
+    return hasattr(sha256_file, "__wrapped__")
+
+
+def test_they_are_read_as_for_users_without_type_checks():
+    assert (is_checked(), unchecked(is_checked)) == (True, False)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), RecursionError(), RuntimeError("\n")])
