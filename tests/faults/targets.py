@@ -206,7 +206,7 @@ def indices(folder: Path) -> Target:
 
 
 def cache_records(folder: Path) -> Target:
-    """``cache.json``, half of them by somebody who has made the digest fit again: no other maps come out for it."""
+    """``cache.json``, half of them by somebody who has made the digest fit: maps are equal where `verify` finds no fault."""
     cache, path = _cache(folder), folder / "cache.json"
     wanted = cache.read(np.arange(5))
     cache.close()
@@ -216,8 +216,8 @@ def cache_records(folder: Path) -> Target:
         if isinstance(record, dict) and len(data) % 2:
             data = json.dumps(record | {"digest": record_digest(record)}).encode()
         path.write_bytes(data)
-        verify(folder)
-        return _same_maps(folder, wanted)
+        whole, maps = not verify(folder), _maps(folder)
+        assert not whole or np.array_equal(maps, wanted)
 
     return [path.read_bytes()], read
 
@@ -230,9 +230,13 @@ def _cache(folder: Path) -> FeatureCache:
 
 
 def _same_maps(folder: Path, wanted: np.ndarray) -> None:
+    np.testing.assert_array_equal(_maps(folder), wanted)
+
+
+def _maps(folder: Path) -> np.ndarray:
     cache = FeatureCache(folder)
     try:
-        np.testing.assert_array_equal(cache.read(np.arange(len(cache.ordinal))), wanted)
+        return cache.read(np.arange(len(cache.ordinal)))
     finally:
         cache.close()
 
