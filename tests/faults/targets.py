@@ -206,7 +206,7 @@ def indices(folder: Path) -> Target:
 
 
 def cache_records(folder: Path) -> Target:
-    """``cache.json``, half of them by somebody who has made the digest fit: maps are equal where `verify` finds no fault."""
+    """``cache.json``, half of them with a digest made to fit: maps are equal where `verify` finds no fault."""
     cache, path = _cache(folder), folder / "cache.json"
     wanted = cache.read(np.arange(5))
     cache.close()
