@@ -16,10 +16,11 @@ N, HEIGHT, WIDTH = 90, 230, 210
 SPLITS = ["train"] * 60 + ["val"] * 10 + ["test"] * 20
 COPIED = {70: "flip", 71: "crop", 72: "encoding", 73: "brightness", 74: "bytes", 75: "bytes"}
 """Test images that are pictures of training images, and how they were changed."""
-TURNED, INVERTED, FOREIGN = {4: 1, 5: 2, 6: 3, 62: 1, 77: 2}, (7, 8, 9, 63, 78), (10, 11, 64, 79)
+TURNED = {4: 1, 5: 2, 6: 3, 62: 1, 77: 2}
+"""Images and by how many quarter turns."""
+INVERTED, FOREIGN, BLANK, UNREADABLE = (7, 8, 9, 63, 78), (10, 11, 64, 79), (12, 13, 65, 80), (14, 15, 16, 17, 66, 81)
 PATIENTS, SEEN = [f"p{row}" for row in range(N)], ["p82", "p83", "p84"]
-"""Of the test patients, three were learned from before."""
-BLANK, UNREADABLE = (12, 13, 65, 80), (14, 15, 16, 17, 66, 81)
+"""An image each; three of the test patients were learned from before."""
 
 
 def chest(seed: int) -> np.ndarray:

@@ -258,7 +258,11 @@ def crash_everywhere(
         recorder.restore(state)
         command()
         found = results({n: (folder / n).read_bytes() for n, digest in recorder.look().items() if digest})
-        differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        assert not differ, f"after a crash before {what}: {differ} differ"
+        assert found == wanted, f"after a crash before {what}: {differing(found, wanted)} differ"
     counts = Counter({f"operations: {what}": number for what, number in recorder.operations.items()})
     return counts + Counter(operations=recorder.operations.total(), states=len(states), tried=len(tried))
+
+
+def differing(found: dict, wanted: dict) -> list[str]:
+    """Names of the results that only one has, or that differ."""
+    return sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))

@@ -11,7 +11,7 @@ from typing import Any
 
 from data.runs import run_command
 from tests.faults.commands import quietly
-from tests.faults.crashes import Recorder
+from tests.faults.crashes import Recorder, differing
 
 NEEDS_ROOM = ("open", "fsync", "rename", "mkdir")
 
@@ -68,8 +68,7 @@ def fill_everywhere(
         assert not left, f"{disk.met}: left {left}"
         quietly(command)()
         found = results(start.content(start.look()))
-        differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        assert not differ, f"{disk.met}: {differ} differ"
+        assert found == wanted, f"{disk.met}: {differing(found, wanted)} differ"
     return whole.operations + Counter(operations=total, tried=len(tried))
 
 
